@@ -1,0 +1,192 @@
+//! An ended agent's work: waited for, fetched, put together.
+
+use std::{io::Write, time::Duration};
+
+use base64::Engine;
+use mosaic_types::{
+    AgentId, ErrorCode,
+    command::{AgentResult, PatchEncoding, PatchPart},
+    work::Salvaged,
+};
+use reqwest::Method;
+use tempfile::NamedTempFile;
+
+use super::{Client, LONG};
+use crate::error::CliError;
+
+/// How long an ended agent's work may take to be fetched from its tree.
+const HARVEST: Duration = Duration::from_secs(60);
+/// How often to look whether it has been.
+const HARVEST_PAUSE: Duration = Duration::from_millis(50);
+/// How long a whole bundle may take.
+const BUNDLE: Duration = Duration::from_secs(660);
+
+impl Client {
+    /// An ended agent's work, with the whole patch.
+    pub(crate) async fn result(&self, agent: AgentId) -> Result<AgentResult, CliError> {
+        if self.is_spoke().await {
+            return self.result_in_parts(agent).await;
+        }
+        let path = format!("/federation/agents/{agent}/result");
+        let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
+        self.json(response).await
+    }
+
+    /// What the spoke's mirror holds of an ended agent.
+    pub(crate) async fn salvaged(&self, agent: AgentId) -> Result<Salvaged, CliError> {
+        let prefix = self.prefix().await;
+        let path = format!("{prefix}/agents/{agent}/result?salvaged=true");
+        let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
+        let result: AgentResult = self.json(response).await?;
+        result
+            .salvaged
+            .ok_or_else(|| self.malformed("it does not tell what was salvaged".to_owned()))
+    }
+
+    /// Writes an ended agent's bundle to `out`, and tells how long it is.
+    pub(crate) async fn bundle(
+        &self,
+        agent: AgentId,
+        salvaged: bool,
+        out: &mut NamedTempFile,
+    ) -> Result<u64, CliError> {
+        let mut take = |bytes: &[u8]| {
+            out.write_all(bytes).map_err(|source| CliError::File {
+                action: "write",
+                path: out.path().to_owned(),
+                source,
+            })
+        };
+        let prefix = self.prefix().await;
+        let mut length = 0;
+        if !self.is_spoke().await {
+            let path = format!("{prefix}/agents/{agent}/result?format=bundle&salvaged={salvaged}");
+            let mut response = self
+                .send(Method::GET, &path, None, &[], Some(BUNDLE))
+                .await?;
+            while let Some(bytes) = response
+                .chunk()
+                .await
+                .map_err(|source| self.unreachable(source))?
+            {
+                take(&bytes)?;
+                length += bytes.len() as u64;
+            }
+            return Ok(length);
+        }
+        let path = format!("{prefix}/agents/{agent}/result?form=bundle&salvaged={salvaged}");
+        loop {
+            let path = format!("{path}&patchOffset={length}");
+            let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
+            let part = self
+                .json::<AgentResult>(response)
+                .await?
+                .bundle
+                .filter(|part| part.offset == length && !part.content.is_empty())
+                .ok_or_else(|| self.malformed("a part of the bundle is amiss".to_owned()))?;
+            let bytes = self.decode(&part)?;
+            take(&bytes)?;
+            length += bytes.len() as u64;
+            match part.next_offset {
+                Some(next) if next == length => {}
+                None if part.total_bytes == length => return Ok(length),
+                _ => return Err(self.malformed("the bundle does not fit together".to_owned())),
+            }
+        }
+    }
+
+    /// Waits while an agent that has ended has its work fetched from its tree, which comes after its death is told.
+    pub(crate) async fn work_is_home(&self, agent: AgentId) -> Result<(), CliError> {
+        let status = self.status(agent).await?;
+        if !status
+            .state
+            .known()
+            .is_some_and(|state| state.is_terminal())
+        {
+            // Whoever asks for its result learns that it has not ended.
+            return Ok(());
+        }
+        let deadline = tokio::time::Instant::now() + HARVEST;
+        loop {
+            let path = format!("{}/agents/{agent}/result", self.prefix().await);
+            match self.send(Method::GET, &path, None, &[], Some(LONG)).await {
+                Err(CliError::Refused(problem))
+                    if problem.code == ErrorCode::NotEnded
+                        && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(HARVEST_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// A spoke gives the patch in parts; a hub puts them together.
+    async fn result_in_parts(&self, agent: AgentId) -> Result<AgentResult, CliError> {
+        let path = format!("/agents/{agent}/result");
+        let mut whole: AgentResult = self.get(&path).await?;
+        let mut next = whole.patch.as_ref().and_then(|part| part.next_offset);
+        let Some(mut bytes) = whole
+            .patch
+            .as_ref()
+            .map(|part| self.decode(part))
+            .transpose()?
+        else {
+            return Ok(whole);
+        };
+        while let Some(offset) = next {
+            let more: AgentResult = self.get(&format!("{path}?patchOffset={offset}")).await?;
+            let part = more
+                .patch
+                .filter(|part| part.offset == bytes.len() as u64 && !part.content.is_empty());
+            let part =
+                part.ok_or_else(|| self.malformed("a part of the patch is amiss".to_owned()))?;
+            bytes.extend(self.decode(&part)?);
+            next = part.next_offset;
+        }
+        let total_bytes = bytes.len() as u64;
+        let (content, encoding) = match String::from_utf8(bytes) {
+            Ok(text) => (text, PatchEncoding::Utf8),
+            Err(error) => {
+                let engine = base64::engine::general_purpose::STANDARD;
+                (engine.encode(error.as_bytes()), PatchEncoding::Base64)
+            }
+        };
+        whole.patch = Some(PatchPart {
+            content,
+            encoding,
+            offset: 0,
+            total_bytes,
+            next_offset: None,
+        });
+        Ok(whole)
+    }
+
+    fn decode(&self, part: &PatchPart) -> Result<Vec<u8>, CliError> {
+        match part.encoding {
+            PatchEncoding::Utf8 => Ok(part.content.clone().into_bytes()),
+            PatchEncoding::Base64 => base64::engine::general_purpose::STANDARD
+                .decode(&part.content)
+                .map_err(|error| self.malformed(error.to_string())),
+        }
+    }
+
+    /// An ended agent's patch.
+    pub(crate) async fn patch(&self, agent: AgentId) -> Result<Vec<u8>, CliError> {
+        if self.is_spoke().await {
+            let result = self.result_in_parts(agent).await?;
+            return result
+                .patch
+                .as_ref()
+                .map_or(Ok(Vec::new()), |part| self.decode(part));
+        }
+        let path = format!("/federation/agents/{agent}/result?format=patch");
+        let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
+        let bytes = response
+            .bytes()
+            .await
+            .map_err(|source| self.unreachable(source))?;
+        Ok(bytes.to_vec())
+    }
+}

@@ -1,0 +1,26 @@
+//! The hub's binary.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mosaic_hub::{app, config};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(config::Flags::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mosaic-hub: {}", app::report(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(flags: config::Flags) -> Result<(), Box<dyn std::error::Error>> {
+    let config = app::Config::load(flags)?;
+    app::init_logging(config.log_json);
+    let shutdown = app::shutdown_on_signals()?;
+    let listener = tokio::net::TcpListener::bind(config.listen).await?;
+    app::start(config, listener, shutdown).await?.wait().await?;
+    Ok(())
+}

@@ -1,0 +1,177 @@
+use super::{
+    turns::{FIRST_PAUSE, LONGEST_PAUSE, pause},
+    *,
+};
+
+use proptest::prelude::*;
+
+async fn intents(max_pending: u64) -> (tempfile::TempDir, mosaic_node::Node, Intents) {
+    let folder = tempfile::tempdir().unwrap();
+    let node = mosaic_node::Node::open(mosaic_node::NodeConfig {
+        data_dir: folder.path().join("hub"),
+        name: "hub".to_owned(),
+        role: mosaic_types::connection::NodeRole::Hub,
+        public_url: None,
+        allow_private_peers: true,
+        limits: mosaic_node::HttpLimits::default(),
+    })
+    .await
+    .unwrap();
+    let limits = mosaic_store::Limits {
+        max_pending_kills: max_pending,
+        ..mosaic_store::Limits::default()
+    };
+    let intents = Intents::new(node.audit().clone(), &limits);
+    (folder, node, intents)
+}
+
+fn at(millis: i64) -> Timestamp {
+    Timestamp::from_unix_millis(millis)
+}
+
+fn all(connection: ConnectionId, millis: i64) -> NewKill {
+    NewKill {
+        connection,
+        target: KillTarget::All {
+            task_id: None,
+            label: None,
+        },
+        hold: false,
+        reason: None,
+        author: Actor::System,
+        ordered_at: at(millis),
+    }
+}
+
+fn open(signed: bool) -> Delivery {
+    let refusal = Refusal::new(ErrorCode::PeerUnreachable, "x");
+    Delivery::Open { refusal, signed }
+}
+
+#[tokio::test]
+async fn one_order_about_the_same_is_one_kill_and_the_later_counts() {
+    let (_folder, node, intents) = intents(9).await;
+    let (here, now) = (ConnectionId::generate(), Instant::now());
+    let id = intents.keep(&all(here, 1), false, now).unwrap();
+    let later = NewKill {
+        hold: true,
+        ..all(here, 5)
+    };
+    assert_eq!(intents.keep(&later, false, now).unwrap(), id);
+    // The answer to the first proves nothing of the second.
+    intents.answered(id, at(1), &Delivery::Proven(json!(1)), at(6));
+    let kept = intents.get(id).unwrap();
+    assert_eq!(
+        (kept.state, kept.ordered_at, kept.hold, kept.delivered_at),
+        (KillIntentState::Pending, at(5), true, None)
+    );
+    intents.answered(id, at(5), &Delivery::Proven(json!(1)), at(7));
+    assert_eq!(intents.get(id).unwrap().state, KillIntentState::Proven);
+    assert_eq!(intents.rounds(here), None, "nothing is pending any more");
+    // What is settled is not kept again, and not taken back.
+    assert!(intents.cancel(id, Actor::System, at(8)).is_none());
+    assert_ne!(intents.keep(&all(here, 9), false, now).unwrap(), id);
+    node.close().await;
+}
+
+#[tokio::test]
+async fn f12_a_full_table_refuses_and_evicts_nothing() {
+    let (_folder, node, intents) = intents(1).await;
+    let (here, now) = (ConnectionId::generate(), Instant::now());
+    let id = intents.keep(&all(here, 1), false, now).unwrap();
+    let refusal = intents.keep(&all(ConnectionId::generate(), 1), false, now);
+    assert_eq!(refusal.unwrap_err().code, ErrorCode::Overloaded);
+    assert_eq!(intents.keep(&all(here, 2), false, now).unwrap(), id);
+    intents.cancel(id, Actor::System, at(3)).unwrap();
+    assert!(intents.keep(&all(here, 4), false, now).is_ok());
+    node.close().await;
+}
+
+#[tokio::test]
+async fn f23_a_spoke_that_is_heard_is_tried_at_once() {
+    let (_folder, node, intents) = intents(9).await;
+    let (here, start) = (ConnectionId::generate(), Instant::now());
+    let id = intents.keep(&all(here, 1), false, start).unwrap();
+    let mut now = start;
+    for _ in 0..20 {
+        let (due, _) = intents.due(now);
+        assert_eq!(due, [here]);
+        assert!(intents.due(now).0.is_empty(), "one delivery at a time");
+        intents.answered(id, at(1), &open(false), at(2));
+        intents.round_over(here, now);
+        let (due, next) = intents.due(now);
+        assert!(due.is_empty());
+        let pause = next.unwrap().duration_since(now);
+        assert!(pause <= LONGEST_PAUSE, "{pause:?}");
+        now += pause;
+    }
+    intents.due(now);
+    intents.round_over(here, now);
+    // Whoever comes with another command waits for this one, which is tried at once.
+    assert!(intents.is_undelivered(here));
+    let rounds = intents.press(here, now).unwrap();
+    assert_eq!(intents.due(now).0, [here]);
+    intents.answered(id, at(1), &open(true), at(2));
+    intents.round_over(here, now);
+    assert_ne!(intents.rounds(here), Some(rounds));
+    assert_eq!(intents.press(here, now), None, "it came to the spoke");
+    assert!(intents.due(now).0.is_empty());
+    now += FIRST_PAUSE;
+    intents.heard(here, now);
+    assert_eq!(intents.due(now).0, [here]);
+    node.close().await;
+}
+
+#[tokio::test]
+async fn an_order_under_way_is_not_delivered_a_second_time() {
+    let (_folder, node, intents) = intents(9).await;
+    let (here, now) = (ConnectionId::generate(), Instant::now());
+    let id = intents.keep(&all(here, 1), true, now).unwrap();
+    assert_eq!(intents.due(now), (Vec::new(), None));
+    assert!(intents.for_spoke(here).is_empty());
+    assert_eq!(intents.press(here, now), None, "it has gone first already");
+    intents.release(id, now);
+    assert!(intents.press(here, now).is_some());
+    assert_eq!(intents.due(now).0, [here]);
+    assert_eq!(intents.for_spoke(here).len(), 1);
+    node.close().await;
+}
+
+#[tokio::test]
+async fn a38_a_kept_kill_all_is_about_who_was_asked_for_before_it() {
+    let (_folder, node, intents) = intents(9).await;
+    let (here, now) = (ConnectionId::generate(), Instant::now());
+    let order = NewKill {
+        target: KillTarget::All {
+            task_id: Some("T-1".parse().unwrap()),
+            label: Some("team=core".parse().unwrap()),
+        },
+        ..all(here, 10)
+    };
+    intents.keep(&order, false, now).unwrap();
+    let core = BTreeMap::from([("team".to_owned(), "core".to_owned())]);
+    let covers = |connection, task: &str, labels: &BTreeMap<String, String>, millis| {
+        intents.covers(Known {
+            agent: AgentId::generate(),
+            connection,
+            task: &task.parse().unwrap(),
+            labels,
+            asked_at: at(millis),
+        })
+    };
+    assert!(covers(here, "T-1", &core, 10));
+    assert!(!covers(here, "T-1", &core, 11));
+    assert!(!covers(here, "T-2", &core, 10));
+    assert!(!covers(here, "T-1", &BTreeMap::new(), 10));
+    assert!(!covers(ConnectionId::generate(), "T-1", &core, 10));
+    node.close().await;
+}
+
+proptest! {
+    #[test]
+    fn pauses_are_bounded(failures in 1_u32..=u32::MAX, random: u8) {
+        prop_assert!(pause(failures, random) >= FIRST_PAUSE / 2);
+        prop_assert!(pause(failures, random) <= LONGEST_PAUSE);
+        prop_assert!(pause(failures.saturating_add(1), 0) >= pause(failures, 0));
+    }
+}

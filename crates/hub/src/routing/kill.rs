@@ -1,0 +1,361 @@
+//! Killing. Nothing here waits for the store, and every record is made after the answer.
+
+use std::{sync::Arc, time::Instant};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use mosaic_node::Operator;
+use mosaic_types::{
+    AgentId, Refusal, Timestamp,
+    api::{FederationKillAll, KillAllRequest, KillRequest, SpokeKillAll},
+    command::{CommandType, KillAllPayload, KillAllReport, KillPayload, KillReport},
+    connection::{Connection, ConnectionState},
+    kill::KillTarget,
+};
+
+use super::{
+    Failure, KILL_ALL_LIMIT, KILL_AND_CLEANUP_LIMIT, KILL_LIMIT, Routing, STORE_LIMIT, Sending,
+    carry_through,
+    deliver::{Tried, of_kill, of_kill_all},
+    intents::{Delivery, NewKill},
+    proof::{Heard, insist_on_proof, recount, summarise},
+    require_about, unknown_agent,
+};
+
+/// States in which a peer is asked to kill. A suspended one too: suspension says what the peer may ask, and a kill
+/// must always be possible; the spoke decides.
+pub(super) const KILLABLE: [ConnectionState; 2] =
+    [ConnectionState::Active, ConnectionState::Suspended];
+
+/// The connection as one that commands may be sent by, which the peer client asks for.
+pub(super) fn usable(connection: &Connection) -> Connection {
+    Connection {
+        state: ConnectionState::Active,
+        ..connection.clone()
+    }
+}
+
+impl Routing {
+    /// Kills one agent and answers with the spoke's proof.
+    ///
+    /// # Errors
+    /// `unknown-agent` if every spoke says so; `peer-unreachable` if the spoke that has it, or one that might, gave
+    /// no verifiable answer; `connection-not-active` if the connection has ended; the spoke's refusal.
+    pub async fn kill(
+        &self,
+        operator: &Operator,
+        agent: AgentId,
+        request: KillRequest,
+    ) -> Result<KillReport, Refusal> {
+        let (routing, operator) = (self.clone(), operator.clone());
+        carry_through(async move { routing.forward_kill(&operator, agent, request).await }).await
+    }
+
+    async fn forward_kill(
+        &self,
+        operator: &Operator,
+        agent: AgentId,
+        request: KillRequest,
+    ) -> Result<KillReport, Refusal> {
+        let payload = KillPayload {
+            agent_id: agent,
+            reason: request.reason,
+            wait_for_cleanup: request.wait_for_cleanup,
+        };
+        match self.locate_for_kill(agent).await {
+            Some(connection) => {
+                if let Err(refusal) = require_killable(&connection) {
+                    let (kind, id) = (CommandType::AgentKill, connection.connection_id);
+                    self.audit_unsent(operator, kind, Some(agent), Some(id), Some(&refusal));
+                    return Err(refusal);
+                }
+                self.kill_or_keep(operator, &connection, &payload).await
+            }
+            None => self.kill_anywhere(operator, &payload).await,
+        }
+    }
+
+    async fn locate_for_kill(&self, agent: AgentId) -> Option<Arc<Connection>> {
+        match tokio::time::timeout(STORE_LIMIT, self.locate(agent)).await {
+            Ok(Ok(connection)) => Some(connection),
+            Ok(Err(refusal)) => {
+                tracing::debug!(%refusal, %agent, "the agent's place is not on record");
+                None
+            }
+            Err(_) => {
+                tracing::warn!(%agent, "the store is too slow to say where the agent is");
+                None
+            }
+        }
+    }
+
+    /// Kills at a spoke. What it does not prove is kept, and the answer says so.
+    async fn kill_or_keep(
+        &self,
+        operator: &Operator,
+        connection: &Connection,
+        payload: &KillPayload,
+    ) -> Result<KillReport, Refusal> {
+        let order = new_kill(operator, connection, payload);
+        let sending = self.kill_at(operator, connection, payload);
+        let tried = self.try_kill(&order, sending).await;
+        let kept = self.conclude(&order, &tried, &of_kill(&tried.answer));
+        let Some(kept) = kept else {
+            return tried.answer.map_err(Refusal::from);
+        };
+        let word = self.word_of(&kept).await;
+        match tried.answer {
+            Ok(mut report) => {
+                let detail = report.detail.take().map(|told| format!("{told}; "));
+                report.detail = Some(detail.unwrap_or_default() + &word);
+                Ok(report)
+            }
+            Err(failure) => Err(not_proven(failure.refusal, kept.err(), &word)),
+        }
+    }
+
+    async fn kill_at(
+        &self,
+        operator: &Operator,
+        connection: &Connection,
+        payload: &KillPayload,
+    ) -> Result<KillReport, Failure> {
+        let id = connection.connection_id;
+        let detail = serde_json::json!({ "reason": payload.reason });
+        let sending = Sending::new(
+            operator,
+            id,
+            Some(payload.agent_id),
+            CommandType::AgentKill,
+            detail,
+        );
+        let limit = if payload.wait_for_cleanup {
+            KILL_AND_CLEANUP_LIMIT
+        } else {
+            KILL_LIMIT
+        };
+        let answer: Result<KillReport, Failure> = self
+            .call(
+                &usable(connection),
+                sending.record.message_id,
+                CommandType::AgentKill,
+                payload,
+                limit,
+            )
+            .await
+            .and_then(|told: KillReport| {
+                require_about(payload.agent_id, told.agent_id).map(|()| told)
+            });
+        self.record_later(operator, sending, answer.as_ref().err());
+        let mut report = insist_on_proof(answer?);
+        if let Some(status) = report.status.take() {
+            report.status = Some(Box::new(self.take_in(id, *status)));
+        }
+        Ok(report)
+    }
+
+    /// Nobody here knows where the agent is: every spoke is asked to kill it, and the one that has it answers.
+    /// Only a proven death is taken at once. Anything else waits until all were heard, because the agent may live
+    /// at the one that is silent.
+    async fn kill_anywhere(
+        &self,
+        operator: &Operator,
+        payload: &KillPayload,
+    ) -> Result<KillReport, Refusal> {
+        let mut asked: FuturesUnordered<_> = self
+            .spokes(&KILLABLE)
+            .into_iter()
+            .map(|spoke| {
+                let (routing, operator) = (self.clone(), operator.clone());
+                let payload = payload.clone();
+                // Tasks of their own: one spoke's answer must not take back the order to the others.
+                tokio::spawn(async move {
+                    let answer = routing.kill_at(&operator, &spoke, &payload).await;
+                    (spoke, answer)
+                })
+            })
+            .collect();
+        if asked.is_empty() {
+            let refusal = unknown_agent();
+            let (kind, agent) = (CommandType::AgentKill, payload.agent_id);
+            self.audit_unsent(operator, kind, Some(agent), None, Some(&refusal));
+            return Err(refusal);
+        }
+        let mut heard = Heard::default();
+        let mut open = Vec::new();
+        while let Some(joined) = asked.next().await {
+            let proven = match joined {
+                Ok((spoke, answer)) => {
+                    let delivery = of_kill(&answer);
+                    let refused = answer.as_ref().is_err_and(Failure::is_final_of_a_kill);
+                    if !refused && !matches!(delivery, Delivery::Proven(_)) {
+                        open.push((new_kill(operator, &spoke, payload), delivery));
+                    }
+                    heard.take(spoke.name.clone(), answer)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "a kill was not carried through");
+                    heard
+                        .silent
+                        .push("a spoke whose kill failed here".to_owned());
+                    None
+                }
+            };
+            if let Some(report) = proven {
+                return Ok(report);
+            }
+        }
+        // It may live at one that did not prove it: each of them is asked again.
+        let mut kept = Vec::new();
+        for (order, delivery) in open {
+            let tried = Tried::in_vain(&delivery);
+            kept.extend(self.conclude(&order, &tried, &delivery));
+        }
+        let verdict = heard.verdict();
+        let Some(last) = kept.pop() else {
+            return verdict;
+        };
+        let word = self.word_of(&last).await;
+        verdict.map_err(|refusal| not_proven(refusal, last.err(), &word))
+    }
+
+    /// Kills all agents in scope at all spokes at once. It always answers: `complete` says whether every spoke
+    /// proved every death, and a spoke that gave no verifiable answer in 5 s is named.
+    ///
+    /// # Errors
+    /// `unknown-connection` or `connection-not-active` if the request names a connection that is not there or has
+    /// ended.
+    pub async fn kill_all(
+        &self,
+        operator: &Operator,
+        request: KillAllRequest,
+    ) -> Result<FederationKillAll, Refusal> {
+        let (routing, operator) = (self.clone(), operator.clone());
+        carry_through(async move { routing.forward_kill_all(&operator, request).await }).await
+    }
+
+    async fn forward_kill_all(
+        &self,
+        operator: &Operator,
+        request: KillAllRequest,
+    ) -> Result<FederationKillAll, Refusal> {
+        let start = Instant::now();
+        let (spokes, out_of_reach) = match self.reach(&request) {
+            Ok(reach) => reach,
+            Err(refusal) => {
+                let (kind, id) = (CommandType::AgentKillAll, request.connection_id);
+                self.audit_unsent(operator, kind, None, id, Some(&refusal));
+                return Err(refusal);
+            }
+        };
+        if spokes.is_empty() {
+            self.audit_unsent(operator, CommandType::AgentKillAll, None, None, None);
+        }
+        let payload = KillAllPayload {
+            task_id: request.task_id,
+            hold: request.hold,
+            reason: request.reason,
+            label: request.label,
+            before: None,
+        };
+        let asked = spokes
+            .iter()
+            .map(|spoke| self.kill_all_at(operator, spoke, &payload));
+        let (mut spokes, lost) = futures_util::future::join(
+            futures_util::future::join_all(asked),
+            self.still_in_scope(out_of_reach, &payload),
+        )
+        .await;
+        spokes.extend(lost);
+        Ok(summarise(
+            spokes,
+            start.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
+        ))
+    }
+
+    async fn kill_all_at(
+        &self,
+        operator: &Operator,
+        connection: &Connection,
+        payload: &KillAllPayload,
+    ) -> SpokeKillAll {
+        let id = connection.connection_id;
+        let detail = serde_json::json!({
+            "taskId": payload.task_id, "label": payload.label, "hold": payload.hold,
+            "reason": payload.reason,
+        });
+        let sending = Sending::new(operator, id, None, CommandType::AgentKillAll, detail);
+        let order = NewKill {
+            connection: id,
+            target: KillTarget::All {
+                task_id: payload.task_id.clone(),
+                label: payload.label.clone(),
+            },
+            hold: payload.hold,
+            reason: payload.reason.clone(),
+            author: operator.actor(),
+            ordered_at: sending.record.issued_at,
+        };
+        let message_id = sending.record.message_id;
+        let spoke = usable(connection);
+        let kind = CommandType::AgentKillAll;
+        let calling = self.call::<KillAllReport>(&spoke, message_id, kind, payload, KILL_ALL_LIMIT);
+        let calling = async { calling.await.map(recount) };
+        let tried = self.try_kill(&order, calling).await;
+        self.record_later(operator, sending, tried.answer.as_ref().err());
+        let kept = self.conclude(&order, &tried, &of_kill_all(&tried.answer));
+        let (report, mut error) = match tried.answer {
+            Ok(report) => (Some(report), None),
+            Err(failure) => (None, Some(failure.refusal)),
+        };
+        if let Some(kept) = &kept {
+            let word = self.word_of(kept).await;
+            error = match error {
+                Some(refusal) => Some(not_proven(refusal, kept.clone().err(), &word)),
+                // There is a report, and of what it leaves open nothing is kept.
+                None => kept.clone().err(),
+            };
+        }
+        SpokeKillAll {
+            connection_id: id,
+            name: connection.name.clone(),
+            report,
+            error,
+            pending: kept.and_then(Result::ok),
+        }
+    }
+
+    fn record_later(&self, operator: &Operator, sending: Sending, failure: Option<&Failure>) {
+        let (record, audit) = sending.outcome(operator, failure, Timestamp::now());
+        self.inner.ledger.command(record);
+        self.node().audit().record_later(audit);
+    }
+}
+
+pub(super) fn require_killable(connection: &Connection) -> Result<(), Refusal> {
+    if KILLABLE.contains(&connection.state) {
+        return Ok(());
+    }
+    super::require_active(connection)
+}
+
+fn new_kill(operator: &Operator, connection: &Connection, payload: &KillPayload) -> NewKill {
+    NewKill {
+        connection: connection.connection_id,
+        target: KillTarget::Agent {
+            agent_id: payload.agent_id,
+        },
+        hold: false,
+        reason: payload.reason.clone(),
+        author: operator.actor(),
+        ordered_at: Timestamp::now(),
+    }
+}
+
+/// A kill that is not proven, with what becomes of it. If it could not be kept, that is the worse news.
+fn not_proven(refusal: Refusal, not_kept: Option<Refusal>, word: &str) -> Refusal {
+    let message = format!("{}; {word}", refusal.message);
+    match not_kept {
+        Some(why) => Refusal::new(why.code, message),
+        None => Refusal { message, ..refusal },
+    }
+}

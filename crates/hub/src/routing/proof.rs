@@ -1,0 +1,151 @@
+//! What answers to a kill come to: only what a spoke proved counts as a death, and the worst that may be true is told.
+
+use mosaic_types::{
+    ErrorCode, Refusal,
+    api::{FederationKillAll, SpokeKillAll},
+    command::{KillAllReport, KillOutcome, KillReport},
+};
+
+use super::{Failure, unknown_agent};
+
+/// A death without a proof is a claim.
+pub(super) fn insist_on_proof(report: KillReport) -> KillReport {
+    if report.outcome != KillOutcome::Killed || report.proof.is_some() {
+        return report;
+    }
+    KillReport {
+        outcome: KillOutcome::Unverified,
+        detail: Some("the spoke gave no proof of the death".to_owned()),
+        ..report
+    }
+}
+
+/// The deaths that a report claims and does not prove are not counted as proven.
+pub(super) fn recount(mut report: KillAllReport) -> KillAllReport {
+    report.agents = report.agents.into_iter().map(insist_on_proof).collect();
+    let proven = |one: &&KillReport| one.outcome == KillOutcome::Killed;
+    let open = |one: &&KillReport| one.outcome == KillOutcome::Unverified;
+    let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    report.killed = count(report.agents.iter().filter(proven).count());
+    report.unverified = report
+        .unverified
+        .max(count(report.agents.iter().filter(open).count()));
+    report
+}
+
+/// What was heard of spokes of which none has proven the agent's death.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    ended: Option<KillReport>,
+    unverified: Option<KillReport>,
+    refused: Option<Refusal>,
+    /// Names of spokes that said nothing that can be used.
+    pub(super) silent: Vec<String>,
+}
+
+impl Heard {
+    /// Takes an answer in, or hands it back if it proves the death.
+    pub(super) fn take(
+        &mut self,
+        name: String,
+        answer: Result<KillReport, Failure>,
+    ) -> Option<KillReport> {
+        match answer {
+            Ok(report) => match report.outcome {
+                KillOutcome::Killed => return Some(report),
+                KillOutcome::AlreadyEnded => self.ended = Some(report),
+                KillOutcome::Unverified => self.unverified = Some(report),
+            },
+            Err(failure) if !failure.is_final() => self.silent.push(name),
+            Err(failure) if failure.refusal.code == ErrorCode::UnknownAgent => {}
+            Err(failure) => self.refused = Some(failure.refusal),
+        }
+        None
+    }
+
+    /// The worst that may be true. That it had ended counts only if nobody else might have it.
+    pub(super) fn verdict(self) -> Result<KillReport, Refusal> {
+        let not_heard = format!("not heard: {}", self.silent.join(", "));
+        if let Some(mut report) = self.unverified {
+            if !self.silent.is_empty() {
+                let detail = report.detail.take().map(|told| format!("{told}; "));
+                report.detail = Some(detail.unwrap_or_default() + &not_heard);
+            }
+            return Ok(report);
+        }
+        if !self.silent.is_empty() {
+            return Err(Refusal::field(
+                ErrorCode::PeerUnreachable,
+                "agentId",
+                format!("no spoke that answered proved the agent's death; {not_heard}"),
+            ));
+        }
+        match (self.refused, self.ended) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Some(report)) => Ok(report),
+            (None, None) => Err(unknown_agent()),
+        }
+    }
+}
+
+pub(super) fn summarise(spokes: Vec<SpokeKillAll>, elapsed_micros: u64) -> FederationKillAll {
+    let reports = || spokes.iter().filter_map(|spoke| spoke.report.as_ref());
+    let killed = reports().map(|report| report.killed).sum();
+    let unverified = reports().map(|report| report.unverified).sum();
+    let unreachable = spokes.iter().filter(|spoke| spoke.report.is_none()).count();
+    let pending = spokes
+        .iter()
+        .filter(|spoke| spoke.pending.is_some())
+        .count();
+    FederationKillAll {
+        complete: unverified == 0 && unreachable == 0,
+        killed,
+        unverified,
+        unreachable: u64::try_from(unreachable).unwrap_or(u64::MAX),
+        elapsed_micros,
+        pending: u64::try_from(pending).unwrap_or(u64::MAX),
+        spokes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mosaic_types::{ConnectionId, Timestamp};
+
+    use super::*;
+
+    fn spoke(report: Option<(u64, u64)>) -> SpokeKillAll {
+        let error = report
+            .is_none()
+            .then(|| Refusal::new(ErrorCode::PeerUnreachable, "the spoke did not answer"));
+        let report = report.map(|(killed, unverified)| KillAllReport {
+            hold_durable: None,
+            killed,
+            unverified,
+            held: false,
+            elapsed_micros: 7,
+            completed_at: Timestamp::from_unix_millis(0),
+            agents: Vec::new(),
+        });
+        SpokeKillAll {
+            connection_id: ConnectionId::generate(),
+            name: "spoke".to_owned(),
+            report,
+            error,
+            pending: None,
+        }
+    }
+
+    #[test]
+    fn complete_means_that_every_spoke_proved_every_death() {
+        assert!(summarise(Vec::new(), 0).complete);
+        assert!(summarise(vec![spoke(Some((2, 0))), spoke(Some((0, 0)))], 0).complete);
+        assert!(!summarise(vec![spoke(Some((2, 1)))], 0).complete);
+        let partial = summarise(vec![spoke(Some((3, 0))), spoke(None)], 9);
+        assert!(!partial.complete);
+        assert_eq!(
+            (partial.killed, partial.unreachable, partial.elapsed_micros),
+            (3, 1, 9)
+        );
+    }
+}

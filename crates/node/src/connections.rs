@@ -1,0 +1,334 @@
+//! The connections of this node: a write-through cache of the store.
+//!
+//! Reads never touch the store, so that a peer's kill is verified with the store gone. Changes go through the store
+//! first, one at a time. The exception is a move that takes a connection out of use: if the store fails, it is
+//! taken out of use in memory all the same, and the caller is told that a restart would undo that.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use mosaic_federation::key::Keyring;
+use mosaic_store::{SharedStore, StoreError};
+use mosaic_types::{
+    ConnectionId, ErrorCode, InstanceId, InviteId, KeyId, Refusal, Timestamp,
+    audit::{Actor, AuditEvent},
+    connection::{Connection, ConnectionState},
+    grant::Grants,
+};
+use tokio::sync::watch;
+
+use crate::http::problem::store_refusal;
+
+/// See the module documentation.
+pub struct Connections {
+    store: SharedStore,
+    table: RwLock<Table>,
+    changes: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for Connections {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.list()).finish()
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    by_id: HashMap<ConnectionId, Entry>,
+    by_key: HashMap<KeyId, ConnectionId>,
+    by_peer: HashMap<InstanceId, ConnectionId>,
+}
+
+struct Entry {
+    connection: Arc<Connection>,
+    /// The connection's keys, enrolled once.
+    keyring: Arc<Keyring>,
+    state: watch::Sender<ConnectionState>,
+    changes: watch::Sender<Arc<Connection>>,
+}
+
+impl Table {
+    fn put(&mut self, connection: Arc<Connection>) {
+        let id = connection.connection_id;
+        if let Some(old) = self.by_id.get(&id) {
+            for key in &old.connection.keys {
+                if self.by_key.get(&key.key_id) == Some(&id) {
+                    self.by_key.remove(&key.key_id);
+                }
+            }
+        }
+        if connection.state == ConnectionState::Disconnected {
+            if self.by_peer.get(&connection.peer) == Some(&id) {
+                self.by_peer.remove(&connection.peer);
+            }
+        } else {
+            for key in &connection.keys {
+                // Never taken from another connection that is alive: whoever shows a key later may not own it.
+                self.by_key.entry(key.key_id.clone()).or_insert(id);
+            }
+            self.by_peer.insert(connection.peer.clone(), id);
+        }
+        let state = connection.state;
+        let mut keyring = Keyring::default();
+        keyring.add(&connection);
+        let keyring = Arc::new(keyring);
+        match self.by_id.get_mut(&id) {
+            Some(entry) => {
+                entry.connection = Arc::clone(&connection);
+                entry.keyring = keyring;
+                entry.state.send_replace(state);
+                entry.changes.send_replace(connection);
+            }
+            None => {
+                let entry = Entry {
+                    connection: Arc::clone(&connection),
+                    keyring,
+                    state: watch::Sender::new(state),
+                    changes: watch::Sender::new(connection),
+                };
+                self.by_id.insert(id, entry);
+            }
+        }
+    }
+}
+
+impl Connections {
+    pub(crate) async fn load(store: SharedStore) -> Result<Self, StoreError> {
+        let mut table = Table::default();
+        for connection in store.connections().await? {
+            table.put(Arc::new(connection));
+        }
+        Ok(Self {
+            store,
+            table: RwLock::new(table),
+            changes: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// The connection of that id, in whatever state.
+    #[must_use]
+    pub fn get(&self, id: ConnectionId) -> Option<Arc<Connection>> {
+        self.read(|table| {
+            table
+                .by_id
+                .get(&id)
+                .map(|entry| Arc::clone(&entry.connection))
+        })
+    }
+
+    /// The connection that a key of a peer belongs to, unless it is disconnected.
+    #[must_use]
+    pub fn by_key(&self, key: &KeyId) -> Option<Arc<Connection>> {
+        self.read(|table| {
+            let id = table.by_key.get(key)?;
+            table
+                .by_id
+                .get(id)
+                .map(|entry| Arc::clone(&entry.connection))
+        })
+    }
+
+    /// As [`by_key`](Self::by_key), with the connection's keys ready to verify.
+    pub(crate) fn verifier(&self, key: &KeyId) -> Option<(Arc<Connection>, Arc<Keyring>)> {
+        self.read(|table| {
+            let entry = table.by_id.get(table.by_key.get(key)?)?;
+            Some((Arc::clone(&entry.connection), Arc::clone(&entry.keyring)))
+        })
+    }
+
+    /// The connection to a peer, unless it is disconnected.
+    #[must_use]
+    pub fn by_peer(&self, peer: &InstanceId) -> Option<Arc<Connection>> {
+        self.read(|table| {
+            let id = table.by_peer.get(peer)?;
+            table
+                .by_id
+                .get(id)
+                .map(|entry| Arc::clone(&entry.connection))
+        })
+    }
+
+    /// Every connection, oldest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Connection>> {
+        let mut list: Vec<_> = self.read(|table| {
+            let entries = table.by_id.values();
+            entries.map(|entry| Arc::clone(&entry.connection)).collect()
+        });
+        list.sort_by_key(|connection| (connection.created_at, connection.connection_id));
+        list
+    }
+
+    /// The state of a connection as it changes. Of a connection that is not known: disconnected, for good.
+    #[must_use]
+    pub fn subscribe(&self, id: ConnectionId) -> watch::Receiver<ConnectionState> {
+        self.read(|table| {
+            table.by_id.get(&id).map_or_else(
+                || watch::Sender::new(ConnectionState::Disconnected).subscribe(),
+                |entry| entry.state.subscribe(),
+            )
+        })
+    }
+
+    /// A connection as it changes: its state, its grants. One that is not known is disconnected, for good.
+    pub(crate) fn changes_of(&self, connection: &Connection) -> watch::Receiver<Arc<Connection>> {
+        self.read(|table| match table.by_id.get(&connection.connection_id) {
+            Some(entry) => entry.changes.subscribe(),
+            None => {
+                let gone = Connection {
+                    state: ConnectionState::Disconnected,
+                    ..connection.clone()
+                };
+                watch::Sender::new(Arc::new(gone)).subscribe()
+            }
+        })
+    }
+
+    /// Changes a connection by `f`, which answers with the connection of the next version or refuses. The move is
+    /// audited as `connection.<what became of it>`.
+    ///
+    /// # Errors
+    /// `unknown-connection`, what `f` refuses, or what the store says. After a failure of the store a connection
+    /// that was to leave `active` is out of use in memory all the same.
+    pub async fn change<E: Into<Refusal>>(
+        &self,
+        id: ConnectionId,
+        actor: Actor,
+        f: impl FnOnce(&Connection, Timestamp) -> Result<Connection, E>,
+    ) -> Result<Arc<Connection>, Refusal> {
+        let _changes = self.changes.lock().await;
+        let current = self.get(id).ok_or_else(|| {
+            Refusal::new(ErrorCode::UnknownConnection, "no connection of that id")
+        })?;
+        let now = Timestamp::now();
+        let next = f(&current, now).map_err(Into::into)?;
+        let audit = event(actor, verb(current.state, next.state), &next, now);
+        match self.store.save_connection(next.clone(), audit).await {
+            Ok(_) => Ok(self.put(next)),
+            Err(error) => {
+                let refusal = store_refusal(&error);
+                if current.state == ConnectionState::Active && next.state != ConnectionState::Active
+                {
+                    self.put(Connection {
+                        state: ConnectionState::Suspended,
+                        ..(*current).clone()
+                    });
+                    return Err(Refusal {
+                        message: format!(
+                            "{}; the connection is out of use until a restart",
+                            refusal.message
+                        ),
+                        ..refusal
+                    });
+                }
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Saves a connection that is new, or the next version of one, decided by `f` under the lock that all changes
+    /// take. Uses an invitation up in the same transaction if one is given.
+    pub(crate) async fn decide<T>(
+        &self,
+        f: impl FnOnce(&Self) -> Result<(Decision, T), Refusal>,
+    ) -> Result<(Arc<Connection>, T), Refusal> {
+        let _changes = self.changes.lock().await;
+        let (decision, extra) = f(self)?;
+        let Decision {
+            connection,
+            invite,
+            actor,
+            action,
+            requested,
+        } = decision;
+        let Some(action) = action else {
+            return Ok((Arc::new(connection), extra));
+        };
+        let now = Timestamp::now();
+        let mut audit = event(actor, action, &connection, now);
+        if let Some(requested) = requested
+            && let Some(detail) = audit.detail.as_object_mut()
+        {
+            detail.insert("requested".to_owned(), serde_json::json!(requested));
+        }
+        match invite {
+            Some(invite) => self
+                .store
+                .redeem_invite(invite, now, connection.clone(), audit)
+                .await
+                .map_err(|error| store_refusal(&error))?,
+            None => self
+                .store
+                .save_connection(connection.clone(), audit)
+                .await
+                .map(drop)
+                .map_err(|error| store_refusal(&error))?,
+        }
+        Ok((self.put(connection), extra))
+    }
+
+    /// Waits until changes under way are in the cache: the store may know of them before.
+    pub(crate) async fn settled(&self) {
+        drop(self.changes.lock().await);
+    }
+
+    fn put(&self, connection: Connection) -> Arc<Connection> {
+        let connection = Arc::new(connection);
+        self.table
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .put(Arc::clone(&connection));
+        connection
+    }
+
+    fn read<T>(&self, f: impl FnOnce(&Table) -> T) -> T {
+        f(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A connection to save.
+pub(crate) struct Decision {
+    /// As it shall be.
+    pub(crate) connection: Connection,
+    /// The invitation that this uses up.
+    pub(crate) invite: Option<InviteId>,
+    /// Who asked for it.
+    pub(crate) actor: Actor,
+    /// The action on the trail; `None` if nothing is to be saved.
+    pub(crate) action: Option<&'static str>,
+    /// What the peer would like to be granted: nothing but a hint for the operator, on the trail.
+    pub(crate) requested: Option<Grants>,
+}
+
+fn verb(from: ConnectionState, to: ConnectionState) -> &'static str {
+    use ConnectionState::{Active, Disconnected, Pending, Suspended};
+    match (from, to) {
+        (Pending, Active) => "connection.accept",
+        (Pending, Disconnected) => "connection.reject",
+        (Active, Suspended) => "connection.suspend",
+        (Suspended, Active) => "connection.resume",
+        (_, Disconnected) => "connection.disconnect",
+        _ => "connection.update",
+    }
+}
+
+fn event(actor: Actor, action: &str, connection: &Connection, at: Timestamp) -> AuditEvent {
+    AuditEvent {
+        at,
+        actor,
+        action: action.to_owned(),
+        subject: Some(connection.connection_id.to_string()),
+        outcome: "ok".to_owned(),
+        detail: serde_json::json!({
+            "peer": connection.peer,
+            "name": connection.name,
+            "state": connection.state,
+            "granted": connection.granted,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

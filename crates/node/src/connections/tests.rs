@@ -1,0 +1,59 @@
+use mosaic_types::connection::{NodeRole, PeerKey};
+
+use super::*;
+
+fn connection(peer: char, keys: &[char], state: ConnectionState) -> Arc<Connection> {
+    let hash = |of: char| of.to_string().repeat(32);
+    let at = Timestamp::from_unix_millis(0);
+    Arc::new(Connection {
+        connection_id: ConnectionId::generate(),
+        peer: format!("mi1{}", hash(peer)).parse().unwrap(),
+        name: "peer".to_owned(),
+        role: NodeRole::Hub,
+        url: None,
+        keys: keys
+            .iter()
+            .map(|key| PeerKey {
+                key_id: format!("mk1{}", hash(*key)).parse().unwrap(),
+                public_key: String::new(),
+                not_before: at,
+                not_after: None,
+            })
+            .collect(),
+        protocol: 1,
+        state,
+        granted: Grants::none(),
+        received: Grants::none(),
+        invite_id: None,
+        outgoing: false,
+        created_at: at,
+        updated_at: at,
+        version: 1,
+    })
+}
+
+/// Promise 1: one who claims another's key does not get that one's kills refused.
+#[test]
+fn a_key_stays_with_the_connection_that_showed_it_first() {
+    let hub = connection('a', &['a'], ConnectionState::Active);
+    let stranger = connection('b', &['b', 'a'], ConnectionState::Pending);
+    let mut table = Table::default();
+    table.put(Arc::clone(&hub));
+    table.put(Arc::clone(&stranger));
+    let owner =
+        |table: &Table, index: usize| table.by_key.get(&stranger.keys[index].key_id).copied();
+    assert_eq!(owner(&table, 1), Some(hub.connection_id));
+    assert_eq!(owner(&table, 0), Some(stranger.connection_id));
+    table.put(Arc::new(Connection {
+        state: ConnectionState::Disconnected,
+        ..(*stranger).clone()
+    }));
+    assert_eq!(
+        owner(&table, 1),
+        Some(hub.connection_id),
+        "nor when it goes"
+    );
+    // The same connection again, at its next version.
+    table.put(Arc::clone(&hub));
+    assert_eq!(owner(&table, 1), Some(hub.connection_id));
+}

@@ -1,0 +1,493 @@
+//! The killswitch: one agent, or all in a scope, at once.
+//!
+//! What it promises: when it has answered `killed`, no process of the agent is alive and none will start. The
+//! order is always the same:
+//!
+//! 1. set the hold, if one is asked for ([`crate::hold`]);
+//! 2. shut the gates: nothing of these agents is launched from here on;
+//! 3. kill by the kernel: one write to the scope's `cgroup.kill`, and each sandbox's pidfds;
+//! 4. prove each death, or say that it is not proven; beside it, leave word on disk ([`crate::kill_journal`]), so
+//!    that a daemon that starts next knows of it;
+//! 5. answer. Only then do the drivers record, salvage and clean up.
+//!
+//! It reads memory, the kernel and, for an agent that is not in memory, the store under a time limit. It waits
+//! for no queue and no engine, and for the disk a quarter of a second at most.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use mosaic_node::AuditLog;
+use mosaic_types::{
+    AgentId, ErrorCode, Refusal, Timestamp,
+    agent::{AgentStatus, DeathProof, EndReason, ProofMethod},
+    audit::{Actor, AuditEvent},
+    command::{KillAllReport, KillOutcome, KillReport},
+};
+use serde::Serialize;
+use tracing::{error, warn};
+
+use crate::{
+    crash_points::crash_point,
+    hold::HoldScope,
+    lifecycle::{Cell, KillOrder, KillTarget},
+    sandbox::{Candidate, Death, SandboxError, Scope},
+    surroundings::Surroundings,
+};
+
+mod heed;
+mod past;
+mod proof;
+mod reach;
+
+pub(crate) use heed::{heed, heed_of, word_on};
+pub use past::{PastOrder, PastOrders};
+pub(crate) use proof::{
+    PROOF_ROUND, in_words_of_the_wire, kill_and_prove, method, micros, proof_of, strike_one,
+};
+pub use reach::{KillScope, Reach};
+
+/// How long a kill waits for the kernel to confirm before it answers `unverified`.
+const PROOF_WITHIN: Duration = Duration::from_secs(5);
+/// How long a kill waits for the disk to take word of it.
+const WORD_WITHIN: Duration = Duration::from_millis(250);
+/// How long a kill waits for the store to tell of an agent that is not in memory.
+const STORE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a caller who asks for it waits for the clean-up.
+const CLEANUP_WITHIN: Duration = Duration::from_secs(60);
+/// How much of a caller's words is kept, in characters.
+const NOTE_CHARS: usize = 500;
+
+/// See the module documentation.
+#[derive(Debug, Clone)]
+pub struct Killswitch(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    around: Arc<Surroundings>,
+    audit: AuditLog,
+}
+
+/// Makes an order of what a caller said.
+#[must_use]
+pub fn order(reason: EndReason, actor: Actor, note: Option<&str>) -> KillOrder {
+    KillOrder {
+        reason,
+        actor,
+        note: note.map(|note| note.chars().take(NOTE_CHARS).collect()),
+        at: Timestamp::now(),
+    }
+}
+
+impl Killswitch {
+    /// A killswitch over these agents.
+    #[must_use]
+    pub fn new(around: Arc<Surroundings>, audit: AuditLog) -> Self {
+        Self(Arc::new(Parts { around, audit }))
+    }
+
+    /// Kills one agent. Idempotent: an agent that has ended is reported as such.
+    ///
+    /// # Errors
+    /// `unknown-agent` if there is none within `reach`.
+    pub async fn kill(
+        &self,
+        agent_id: AgentId,
+        reach: Reach,
+        order: KillOrder,
+        wait_for_cleanup: bool,
+    ) -> Result<KillReport, Refusal> {
+        let Some(cell) = self.0.around.fleet.get(agent_id) else {
+            return self.0.report_absent(agent_id, reach, &order).await;
+        };
+        if !reach.includes(cell.connection_id) {
+            return Err(unknown_agent(agent_id));
+        }
+        let record = cell.publisher.view().record;
+        let mut report = if record.state.is_terminal() {
+            ended(agent_id, record.status.death.clone())
+        } else {
+            // A task of its own: a caller who hangs up must not leave a kill half done.
+            let (parts, cell) = (Arc::clone(&self.0), Arc::clone(&cell));
+            joined(tokio::spawn(async move { parts.kill(&cell, order).await }).await)?
+        };
+        if wait_for_cleanup {
+            report.status = finished(&cell).await.map(Box::new);
+        }
+        Ok(report)
+    }
+
+    /// Kills every agent of a scope that has not ended, with a hold first if one is asked for.
+    ///
+    /// # Errors
+    /// `internal` if the kill itself broke off; nothing that any store, engine or peer does can cause it.
+    pub async fn kill_all(
+        &self,
+        scope: KillScope,
+        order: KillOrder,
+        hold: bool,
+    ) -> Result<KillAllReport, Refusal> {
+        let parts = Arc::clone(&self.0);
+        joined(tokio::spawn(async move { parts.kill_all(&scope, &order, hold).await }).await)
+    }
+}
+
+impl Parts {
+    async fn kill(&self, cell: &Cell, order: KillOrder) -> KillReport {
+        let started = Instant::now();
+        let target = shut(cell, order.clone());
+        crash_point("kill.shut");
+        strike(&target);
+        crash_point("kill.struck");
+        let word = self.leave_word(vec![cell.agent_id], &order);
+        let (report, ()) = tokio::join!(self.prove(cell, target, started), word);
+        self.record(
+            &order,
+            "killswitch.kill",
+            Some(cell.agent_id.to_string()),
+            &report.outcome,
+            &report.proof,
+        );
+        cell.kill_answered.cancel();
+        report
+    }
+
+    async fn kill_all(&self, scope: &KillScope, order: &KillOrder, hold: bool) -> KillAllReport {
+        let started = Instant::now();
+        let (held_by, held) = match scope.reach {
+            Reach::Everything => (HoldScope::Everything, Scope::Local),
+            Reach::Connection(id) => (HoldScope::Connection(id), Scope::Connection(id)),
+        };
+        if hold {
+            self.around.hold.set(held_by);
+            crash_point("hold.set");
+        }
+        let mut targets = self.shut_all(scope, order, &[]);
+        if scope.is_whole() {
+            self.strike_scope(scope.reach);
+        }
+        for (_, target) in &targets {
+            strike(target);
+        }
+        // Whoever came between the first look and the strike was struck too: it is ordered and reported.
+        let newcomers = self.shut_all(scope, order, &targets);
+        for (_, target) in &newcomers {
+            strike(target);
+        }
+        targets.extend(newcomers);
+
+        let word = self.leave_word(
+            targets.iter().map(|(cell, _)| cell.agent_id).collect(),
+            order,
+        );
+        let durable = self.make_durable(hold.then_some(held_by));
+        let proofs = join_all(
+            targets
+                .iter()
+                .map(|(cell, target)| self.prove(cell, target.clone(), started)),
+        );
+        let (mut agents, (), hold_durable) = tokio::join!(proofs, word, durable);
+        // What had ended by itself before the order was not taken.
+        agents.retain(|report| report.outcome != KillOutcome::AlreadyEnded);
+        let count = |outcome| {
+            agents
+                .iter()
+                .filter(|report| report.outcome == outcome)
+                .count() as u64
+        };
+        let report = KillAllReport {
+            killed: count(KillOutcome::Killed),
+            unverified: count(KillOutcome::Unverified),
+            held: self.around.hold.covers(held),
+            hold_durable,
+            elapsed_micros: micros(started.elapsed()),
+            completed_at: Timestamp::now(),
+            agents,
+        };
+        let told = serde_json::json!({
+            "killed": report.killed,
+            "unverified": report.unverified,
+            "hold": hold,
+            "holdDurable": hold_durable,
+            "taskId": scope.task,
+            "label": scope.label,
+            "before": scope.before,
+            "elapsedMicros": report.elapsed_micros,
+        });
+        let subject = match scope.reach {
+            Reach::Everything => None,
+            Reach::Connection(id) => Some(id.to_string()),
+        };
+        let outcome = if report.unverified == 0 {
+            KillOutcome::Killed
+        } else {
+            KillOutcome::Unverified
+        };
+        self.record(order, "killswitch.kill-all", subject, &outcome, &told);
+        // The drivers' clean-up competes for the processor with the proofs: it comes after the last of them.
+        for (cell, _) in &targets {
+            cell.kill_answered.cancel();
+        }
+        report
+    }
+
+    /// Shuts the gates of the scope's agents that have not ended, those in `but` excepted.
+    fn shut_all(
+        &self,
+        scope: &KillScope,
+        order: &KillOrder,
+        but: &[(Arc<Cell>, KillTarget)],
+    ) -> Vec<(Arc<Cell>, KillTarget)> {
+        let but: HashSet<AgentId> = but.iter().map(|(cell, _)| cell.agent_id).collect();
+        let cells = self.around.fleet.select(|cell| {
+            !cell.publisher.has_ended() && scope.includes(cell) && !but.contains(&cell.agent_id)
+        });
+        let shut = |cell: Arc<Cell>| {
+            let target = shut(&cell, order.clone());
+            (cell, target)
+        };
+        cells.into_iter().map(shut).collect()
+    }
+
+    fn strike_scope(&self, reach: Reach) {
+        let struck = match reach {
+            Reach::Everything => self.around.sandboxes.kill_everything(),
+            Reach::Connection(id) => self.around.sandboxes.kill_scope(Scope::Connection(id)),
+        };
+        if let Err(error) = struck {
+            // Each sandbox is struck by itself as well, and each death is proven.
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "kill of the whole scope failed"
+            );
+        }
+    }
+
+    /// Leaves word of a kill on disk. It is answered whether or not the disk takes it in time.
+    async fn leave_word(&self, agents: Vec<AgentId>, order: &KillOrder) {
+        if agents.is_empty() {
+            return;
+        }
+        self.around.kills.name(&agents);
+        let (around, order) = (Arc::clone(&self.around), order.clone());
+        let writing = tokio::task::spawn_blocking(move || {
+            crash_point("kill.before-word");
+            if let Err(error) = around.kills.append(&agents, &order) {
+                error!(
+                    error = &error as &dyn std::error::Error,
+                    "word of a kill is not on disk"
+                );
+            }
+            crash_point("kill.word-left");
+            if around.kills.is_large()
+                && let Err(error) = around
+                    .kills
+                    .retain(|agent| around.fleet.get(agent).is_some())
+            {
+                warn!(
+                    error = &error as &dyn std::error::Error,
+                    "word of old kills was not dropped"
+                );
+            }
+        });
+        if tokio::time::timeout(WORD_WITHIN, writing).await.is_err() {
+            error!("the disk is too slow for word of a kill; it is answered without");
+        }
+    }
+
+    /// Makes a hold outlive this process; `None` if there is none to make.
+    async fn make_durable(&self, hold: Option<HoldScope>) -> Option<bool> {
+        let scope = hold?;
+        let around = Arc::clone(&self.around);
+        let writing = tokio::task::spawn_blocking(move || {
+            crash_point("hold.before-durable");
+            around
+                .hold
+                .make_durable(scope)
+                .inspect(|()| crash_point("hold.durable"))
+        });
+        let written = tokio::time::timeout(WORD_WITHIN, writing).await;
+        if let Ok(Ok(Err(error))) = &written {
+            error!(
+                error = error as &dyn std::error::Error,
+                "hold is not on disk"
+            );
+        }
+        Some(matches!(written, Ok(Ok(Ok(())))))
+    }
+
+    async fn prove(&self, cell: &Cell, target: KillTarget, started: Instant) -> KillReport {
+        let (outcome, proof, detail) = match target {
+            KillTarget::NeverStarted => (
+                KillOutcome::Killed,
+                Some(proof_of(ProofMethod::NeverStarted, started)),
+                None,
+            ),
+            KillTarget::Between(proof) => (KillOutcome::Killed, Some(proof), None),
+            KillTarget::Ended(proof) => (KillOutcome::AlreadyEnded, Some(proof), None),
+            KillTarget::Unknown => self.kill_unseen(cell, started).await,
+            KillTarget::Live(handle) => match handle.prove_dead(started + PROOF_WITHIN).await {
+                Death::Proven(proof) => (
+                    KillOutcome::Killed,
+                    Some(proof_of(method(proof.method), started)),
+                    None,
+                ),
+                Death::NotProven { survivors } => {
+                    let detail =
+                        format!("not confirmed by the kernel yet; processes {survivors:?}");
+                    (KillOutcome::Unverified, None, Some(detail))
+                }
+            },
+        };
+        crash_point("kill.proven");
+        if let (KillOutcome::Killed, Some(proof)) = (outcome, &proof) {
+            cell.gate.killed(proof.clone());
+        }
+        KillReport {
+            agent_id: cell.agent_id,
+            outcome,
+            proof,
+            detail,
+            status: None,
+        }
+    }
+
+    /// Kills an agent that a daemon before this one started and that could not be examined, by its cgroup.
+    async fn kill_unseen(
+        &self,
+        cell: &Cell,
+        started: Instant,
+    ) -> (KillOutcome, Option<DeathProof>, Option<String>) {
+        let sandboxes = &self.around.sandboxes;
+        let unseen = Candidate {
+            agent_id: cell.agent_id,
+            scope: cell.scope(),
+            populated: true,
+            created_unix_ms: 0,
+        };
+        let killed = if sandboxes.has_groups() {
+            sandboxes
+                .kill_candidate(&unseen, started + PROOF_WITHIN)
+                .await
+        } else {
+            Err(SandboxError::Killed)
+        };
+        match killed {
+            Ok(()) => (
+                KillOutcome::Killed,
+                Some(proof_of(ProofMethod::Cgroup, started)),
+                None,
+            ),
+            Err(_) => {
+                let detail = "its processes have not been found yet; the kill goes on".to_owned();
+                (KillOutcome::Unverified, None, Some(detail))
+            }
+        }
+    }
+
+    /// Reports on an agent that is not in memory: it has ended, or there is none.
+    async fn report_absent(
+        &self,
+        agent_id: AgentId,
+        reach: Reach,
+        order: &KillOrder,
+    ) -> Result<KillReport, Refusal> {
+        let stored = tokio::time::timeout(STORE_WITHIN, self.around.store.agent(agent_id)).await;
+        let detail = match stored {
+            Ok(Ok(Some(record))) if reach.includes(record.connection_id) => {
+                if record.state.is_terminal() {
+                    return Ok(ended(agent_id, record.status.death));
+                }
+                // Its driver is gone, or has not begun: word of the kill keeps it from starting again.
+                self.leave_word(vec![agent_id], order).await;
+                "it is on record, but not under way here; it will not start again"
+            }
+            Ok(Ok(_)) => return Err(unknown_agent(agent_id)),
+            Ok(Err(_)) | Err(_) => {
+                "nothing of it runs under this spoke, but whether it ended cannot be read now"
+            }
+        };
+        Ok(KillReport {
+            agent_id,
+            outcome: KillOutcome::Unverified,
+            proof: None,
+            detail: Some(detail.to_owned()),
+            status: None,
+        })
+    }
+
+    fn record(
+        &self,
+        order: &KillOrder,
+        action: &str,
+        subject: Option<String>,
+        outcome: &KillOutcome,
+        told: &impl Serialize,
+    ) {
+        let outcome = match outcome {
+            KillOutcome::Killed => "ok",
+            KillOutcome::AlreadyEnded => "already-ended",
+            KillOutcome::Unverified => "unverified",
+        };
+        self.audit.record_later(AuditEvent {
+            at: order.at,
+            actor: order.actor.clone(),
+            action: action.to_owned(),
+            subject,
+            outcome: outcome.to_owned(),
+            detail: serde_json::json!({"note": order.note, "told": told}),
+        });
+    }
+}
+
+/// The report on an agent that had ended before the order.
+fn ended(agent_id: AgentId, death: Option<DeathProof>) -> KillReport {
+    KillReport {
+        agent_id,
+        outcome: KillOutcome::AlreadyEnded,
+        proof: Some(death.unwrap_or_else(|| proof_of(ProofMethod::AlreadyEnded, Instant::now()))),
+        detail: None,
+        status: None,
+    }
+}
+
+fn shut(cell: &Cell, order: KillOrder) -> KillTarget {
+    let target = cell.gate.order(order);
+    if !matches!(target, KillTarget::Ended(_)) {
+        cell.publisher.killing();
+    }
+    target
+}
+
+fn strike(target: &KillTarget) {
+    if let KillTarget::Live(handle) = target {
+        strike_one(handle.as_ref());
+    }
+}
+
+async fn finished(cell: &Cell) -> Option<AgentStatus> {
+    let mut views = cell.publisher.subscribe();
+    let finished = tokio::time::timeout(CLEANUP_WITHIN, views.wait_for(|view| view.finished)).await;
+    finished.ok()?.ok().map(|view| view.status())
+}
+
+fn joined<T>(outcome: Result<T, tokio::task::JoinError>) -> Result<T, Refusal> {
+    outcome.map_err(|error| {
+        error!(error = &error as &dyn std::error::Error, "kill broke off");
+        Refusal::new(ErrorCode::Internal, "the kill broke off; ask again")
+    })
+}
+
+/// The refusal for an agent that is not there, or not the caller's: the same words, so that nobody learns
+/// which.
+#[must_use]
+pub fn unknown_agent(agent_id: AgentId) -> Refusal {
+    Refusal::field(
+        ErrorCode::UnknownAgent,
+        "agentId",
+        format!("there is no agent {agent_id}"),
+    )
+}

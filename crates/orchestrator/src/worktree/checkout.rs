@@ -1,0 +1,219 @@
+//! An agent's own repository: a complete one, whose only tie to the mirror is a read-only list of
+//! objects it may borrow.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use git2::{ErrorClass, Oid, Repository, RepositoryInitOptions, build::CheckoutBuilder};
+use mosaic_types::AgentId;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    address::{BranchName, RepositoryUrl},
+    error::WorktreeError,
+    patch::told,
+    removal,
+};
+
+/// What was prepared for an agent; kept beside the tree, out of the agent's reach.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Record {
+    pub(super) version: u32,
+    pub(super) repository: RepositoryUrl,
+    pub(super) branch: BranchName,
+    pub(super) base_commit: String,
+}
+
+/// Where an agent's things lie.
+#[derive(Debug, Clone)]
+pub(super) struct AgentDirs {
+    pub(super) root: PathBuf,
+}
+
+impl AgentDirs {
+    pub(super) fn new(agents: &Path, agent: &AgentId) -> Self {
+        Self {
+            root: agents.join(agent.to_string()),
+        }
+    }
+
+    pub(super) fn work(&self) -> PathBuf {
+        self.root.join("work")
+    }
+
+    pub(super) fn being_prepared(&self) -> PathBuf {
+        self.root.join("work.preparing")
+    }
+
+    /// A tree that is secured and goes: never read again.
+    pub(super) fn being_removed(&self) -> PathBuf {
+        self.root.join("work.removing")
+    }
+
+    /// The host's own notes on the tree.
+    pub(super) fn notes(&self) -> PathBuf {
+        self.root.join("worktree")
+    }
+
+    fn record(&self) -> PathBuf {
+        self.notes().join("prepared.json")
+    }
+
+    pub(super) fn patch(&self) -> PathBuf {
+        self.notes().join("result.patch")
+    }
+
+    /// The index as the host wrote it: what was checked out, and how the files looked then.
+    pub(super) fn checked_out(&self) -> PathBuf {
+        self.notes().join("checked-out.index")
+    }
+
+    pub(super) fn harvest(&self) -> PathBuf {
+        self.notes().join("harvest")
+    }
+
+    pub(super) fn read_record(&self) -> Result<Option<Record>, WorktreeError> {
+        let path = self.record();
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|source| WorktreeError::Record { path, source }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(WorktreeError::io("reading the agent's record", path)(error)),
+        }
+    }
+
+    pub(super) fn write_record(&self, record: &Record) -> Result<(), WorktreeError> {
+        let path = self.record();
+        let failed = || WorktreeError::io("writing the agent's record", &path);
+        fs::create_dir_all(self.notes()).map_err(failed())?;
+        let bytes = serde_json::to_vec(record).map_err(|source| WorktreeError::Record {
+            path: path.clone(),
+            source,
+        })?;
+        let temporary = path.with_extension("tmp");
+        let mut file = fs::File::create(&temporary).map_err(failed())?;
+        file.write_all(&bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(failed())?;
+        fs::rename(&temporary, &path).map_err(failed())
+    }
+}
+
+/// What an agent's repository is made from.
+pub(super) struct Plan<'a> {
+    pub(super) agent: &'a AgentId,
+    pub(super) repository: &'a RepositoryUrl,
+    pub(super) mirror_objects: &'a Path,
+    pub(super) refs: &'a [(Vec<u8>, Oid)],
+    pub(super) tip: Oid,
+}
+
+/// Builds the tree beside its place and moves it there at once, so that a crash leaves nothing or all.
+pub(super) fn build(dirs: &AgentDirs, plan: &Plan<'_>) -> Result<(), WorktreeError> {
+    let temporary = dirs.being_prepared();
+    removal::remove_tree(&temporary)?;
+    let checked_out = dirs.checked_out();
+    let built = build_at(&temporary, plan).and_then(|()| {
+        fs::copy(temporary.join(".git/index"), &checked_out)
+            .map(drop)
+            .map_err(WorktreeError::io(
+                "noting what was checked out",
+                &checked_out,
+            ))
+    });
+    if built.is_err() {
+        // The error of the making matters more than what its remains do.
+        let _ = removal::remove_tree(&temporary);
+        return built;
+    }
+    let work = dirs.work();
+    fs::rename(&temporary, &work).map_err(WorktreeError::io(
+        "putting the working tree into place",
+        &work,
+    ))
+}
+
+fn build_at(path: &Path, plan: &Plan<'_>) -> Result<(), WorktreeError> {
+    fs::create_dir_all(path).map_err(WorktreeError::io("making the working tree", path))?;
+    let mut options = RepositoryInitOptions::new();
+    options
+        .external_template(false)
+        .initial_head(&format!("mosaic/{}", plan.agent));
+    drop(
+        Repository::init_opts(path, &options)
+            .map_err(WorktreeError::git("making the agent's repository"))?,
+    );
+
+    let git_dir = path.join(".git");
+    let write = |name: &str, bytes: &[u8]| {
+        let file = git_dir.join(name);
+        fs::create_dir_all(file.parent().unwrap_or(&git_dir))
+            .and_then(|()| fs::write(&file, bytes))
+            .map_err(WorktreeError::io("writing the agent's repository", &file))
+    };
+    write("config", config(plan).as_bytes())?;
+    let mut alternates = plan.mirror_objects.as_os_str().as_encoded_bytes().to_vec();
+    alternates.push(b'\n');
+    write("objects/info/alternates", &alternates)?;
+    let mut packed = b"# pack-refs with: sorted \n".to_vec();
+    for (name, target) in plan.refs {
+        packed.extend_from_slice(format!("{target} ").as_bytes());
+        packed.extend_from_slice(name);
+        packed.push(b'\n');
+    }
+    write("packed-refs", &packed)?;
+    write(
+        &format!("refs/heads/mosaic/{}", plan.agent),
+        format!("{}\n", plan.tip).as_bytes(),
+    )?;
+
+    let failed = || WorktreeError::git("checking out the working tree");
+    let repository = Repository::open(path).map_err(failed())?;
+    repository
+        .set_config(&git2::Config::open(&git_dir.join("config")).map_err(failed())?)
+        .map_err(failed())?;
+    let commit = repository.find_commit(plan.tip).map_err(failed())?;
+    let mut checkout = CheckoutBuilder::new();
+    checkout.force();
+    repository
+        .checkout_tree(commit.as_object(), Some(&mut checkout))
+        .map_err(|error| match error.class() {
+            // The only configuration that is read here and is not ours is `.gitmodules`.
+            ErrorClass::Submodule | ErrorClass::Config => WorktreeError::RepositoryUnsound {
+                repository: plan.repository.clone(),
+                detail: format!("git refuses its .gitmodules: {}", told(error.message())),
+            },
+            _ => failed()(error),
+        })
+}
+
+fn config(plan: &Plan<'_>) -> String {
+    // A RepositoryUrl has no quote, no backslash and no line break to escape here.
+    format!(
+        "\
+[core]
+\trepositoryformatversion = 0
+\tfilemode = true
+\tbare = false
+\tlogallrefupdates = true
+\tfsmonitor = false
+[user]
+\tname = Mosaic agent {agent}
+\temail = {agent}@agents.mosaic.invalid
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
+[remote \"origin\"]
+\turl = \"{url}\"
+\tfetch = +refs/heads/*:refs/remotes/origin/*
+",
+        agent = plan.agent,
+        url = plan.repository.as_str().replace('"', "%22"),
+    )
+}

@@ -1,0 +1,370 @@
+//! The working tree as a git tree: read file by file, following nothing, running nothing.
+//!
+//! Ignored files are not work (they are what `git status` would not show). Everything else is taken,
+//! or named with the reason why it was not.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ffi::OsStr,
+    fs, io,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{MetadataExt, PermissionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use git2::{Index, IndexEntry, Oid, Repository, Tree};
+
+use super::{
+    Limits, NotBroughtHome, WhyNot,
+    error::WorktreeError,
+    gather::{enterable, open_regular, read_small},
+};
+
+const MAX_DEPTH: usize = 256;
+const MAX_CONTROL_FILE_BYTES: u64 = 1 << 20;
+const TREE: i32 = 0o040_000;
+const REGULAR: i32 = 0o100_644;
+const EXECUTABLE: i32 = 0o100_755;
+const LINK: i32 = 0o120_000;
+const GITLINK: i32 = 0o160_000;
+
+/// A working tree as it was found.
+pub(super) struct Snapshot {
+    pub(super) tree: Oid,
+    pub(super) missed: Vec<NotBroughtHome>,
+}
+
+/// Files as the host checked them out, by path. Only the host wrote it, so it may be believed where
+/// an agent's index may not; and a ctime cannot be set back by whoever changes a file.
+#[derive(Default)]
+pub(super) struct CheckedOut {
+    entries: HashMap<Vec<u8>, IndexEntry>,
+    /// When that was noted, Unix seconds and nanoseconds. What changed afterwards has a ctime from
+    /// then on, so an older ctime that is still the same proves that nothing did.
+    noted: (i64, i64),
+}
+
+impl CheckedOut {
+    /// A cache: when it cannot be read, every file is.
+    pub(super) fn read(path: &Path) -> Self {
+        let Ok(noted) = fs::metadata(path) else {
+            return Self::default();
+        };
+        let Ok(index) = Index::open(path) else {
+            return Self::default();
+        };
+        let entries = index.iter().map(|entry| (entry.path.clone(), entry));
+        Self {
+            entries: entries.collect(),
+            noted: (noted.mtime(), noted.mtime_nsec()),
+        }
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the index keeps the low 32 bits of these"
+    )]
+    fn unchanged(&self, path: &[u8], found: &fs::Metadata) -> Option<Oid> {
+        let entry = self.entries.get(path)?;
+        let same = entry.ino == found.ino() as u32
+            && entry.file_size == found.size() as u32
+            && found.size() < u64::from(u32::MAX)
+            && entry.ctime.seconds() == found.ctime() as i32
+            && i64::from(entry.ctime.nanoseconds()) == found.ctime_nsec()
+            && entry.mtime.seconds() == found.mtime() as i32
+            && i64::from(entry.mtime.nanoseconds()) == found.mtime_nsec()
+            && (found.ctime(), found.ctime_nsec()) < self.noted;
+        same.then_some(entry.id)
+    }
+}
+
+struct Walk<'a> {
+    checked_out: &'a CheckedOut,
+    repository: &'a Repository,
+    shadow: &'a Path,
+    left_out: &'a BTreeSet<Vec<u8>>,
+    limits: &'a Limits,
+    missed: Vec<NotBroughtHome>,
+    seen: u64,
+}
+
+/// Writes the tree of `work` into `repository`, beside `head`'s tree, against which unreadable or
+/// left-out files are kept as they were.
+pub(super) fn take(
+    repository: &Repository,
+    work: &Path,
+    shadow: &Path,
+    head: Option<&Tree<'_>>,
+    left_out: &BTreeSet<Vec<u8>>,
+    checked_out: &CheckedOut,
+    limits: &Limits,
+) -> Result<Snapshot, WorktreeError> {
+    let mut walk = Walk {
+        checked_out,
+        repository,
+        shadow,
+        left_out,
+        limits,
+        missed: Vec::new(),
+        seen: 0,
+    };
+    let tree = walk.directory(work, b"", head, false, 0)?;
+    let tree = match tree {
+        Some(tree) => tree,
+        None => repository
+            .treebuilder(None)
+            .and_then(|builder| builder.write())
+            .map_err(WorktreeError::git("writing the tree"))?,
+    };
+    Ok(Snapshot {
+        tree,
+        missed: walk.missed,
+    })
+}
+
+impl Walk<'_> {
+    fn miss(&mut self, path: &[u8], why: WhyNot) {
+        if self.missed.len() < 1000 {
+            self.missed.push(NotBroughtHome::new(path, why));
+        }
+    }
+
+    fn ignored(&self, path: &[u8], is_dir: bool) -> bool {
+        let mut path = path.to_vec();
+        if is_dir {
+            path.push(b'/');
+        }
+        self.repository
+            .is_path_ignored(Path::new(OsStr::from_bytes(&path)))
+            .unwrap_or(false)
+    }
+
+    /// Ignore and attribute files are looked at as copies, so that libgit2 opens no path of the
+    /// agent's: one may be a FIFO, or a link into the host.
+    fn take_control_files(&self, dir: &Path, path: &[u8]) -> Result<(), WorktreeError> {
+        for name in [".gitignore", ".gitattributes"] {
+            if let Some(bytes) = read_small(&dir.join(name), MAX_CONTROL_FILE_BYTES) {
+                let shadow = self.shadow.join(OsStr::from_bytes(path));
+                fs::create_dir_all(&shadow)
+                    .and_then(|()| fs::write(shadow.join(name), bytes))
+                    .map_err(WorktreeError::io("copying ignore rules", shadow))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(
+        &mut self,
+        dir: &Path,
+        path: &[u8],
+        head: Option<&Tree<'_>>,
+        ignored: bool,
+        depth: usize,
+    ) -> Result<Option<Oid>, WorktreeError> {
+        let failed = || WorktreeError::git("writing the tree");
+        let keep = head.filter(|tree| !tree.is_empty()).map(Tree::id);
+        if depth > MAX_DEPTH {
+            self.miss(path, WhyNot::TooDeep);
+            return Ok(keep);
+        }
+        enterable(dir);
+        let listed: io::Result<Vec<fs::DirEntry>> = fs::read_dir(dir).and_then(Iterator::collect);
+        let Ok(mut listed) = listed else {
+            self.miss(path, WhyNot::Unreadable);
+            return Ok(keep);
+        };
+        listed.sort_by_key(fs::DirEntry::file_name);
+        self.take_control_files(dir, path)?;
+
+        let mut builder = self.repository.treebuilder(None).map_err(failed())?;
+        let mut present = BTreeSet::new();
+        for entry in listed {
+            let name = entry.file_name();
+            let name = name.as_bytes();
+            if name.eq_ignore_ascii_case(b".git") {
+                if depth > 0 {
+                    self.miss(path, WhyNot::NestedRepository);
+                }
+                continue;
+            }
+            self.seen += 1;
+            if self.seen > self.limits.max_files {
+                return Err(WorktreeError::TooLarge {
+                    what: "number of files",
+                    limit: self.limits.max_files,
+                });
+            }
+            let mut child = path.to_vec();
+            if depth > 0 {
+                child.push(b'/');
+            }
+            child.extend_from_slice(name);
+            present.insert(name.to_vec());
+            let tracked = head
+                .and_then(|tree| tree.get_name_bytes(name))
+                .map(|entry| (entry.id(), entry.filemode()));
+            if let Some((id, mode)) = self.child(&entry.path(), &child, tracked, ignored, depth)?
+                && builder.insert(name, id, mode).is_err()
+            {
+                self.miss(&child, WhyNot::NameRefused);
+            }
+        }
+        if let Some(head) = head {
+            for entry in head
+                .iter()
+                .filter(|entry| !present.contains(entry.name_bytes()))
+            {
+                let mut child = path.to_vec();
+                if depth > 0 {
+                    child.push(b'/');
+                }
+                child.extend_from_slice(entry.name_bytes());
+                if let Some((id, mode)) = self.left_out(&child, entry.id(), entry.filemode())? {
+                    builder
+                        .insert(entry.name_bytes(), id, mode)
+                        .map_err(failed())?;
+                }
+            }
+        }
+        if builder.is_empty() {
+            return Ok(None);
+        }
+        builder.write().map(Some).map_err(failed())
+    }
+
+    fn child(
+        &mut self,
+        file: &Path,
+        path: &[u8],
+        tracked: Option<(Oid, i32)>,
+        ignored: bool,
+        depth: usize,
+    ) -> Result<Option<(Oid, i32)>, WorktreeError> {
+        let failed = || WorktreeError::git("writing the tree");
+        let Ok(found) = fs::symlink_metadata(file) else {
+            self.miss(path, WhyNot::Unreadable);
+            return Ok(tracked);
+        };
+        if found.is_dir() {
+            if let Some((id, GITLINK)) = tracked {
+                // A submodule's own history lives elsewhere; what was made here cannot be told.
+                enterable(file);
+                if !fs::read_dir(file).is_ok_and(|mut inside| inside.next().is_none()) {
+                    self.miss(path, WhyNot::Submodule);
+                }
+                return Ok(Some((id, GITLINK)));
+            }
+            let head = match tracked {
+                Some((id, TREE)) => Some(self.repository.find_tree(id).map_err(failed())?),
+                _ => None,
+            };
+            let ignored = ignored || self.ignored(path, true);
+            if ignored && head.is_none() {
+                return Ok(None);
+            }
+            let tree = self.directory(file, path, head.as_ref(), ignored, depth + 1)?;
+            return Ok(tree.map(|tree| (tree, TREE)));
+        }
+        let was_file = tracked.filter(|(_, mode)| !matches!(*mode, TREE | GITLINK));
+        if was_file.is_none() && (ignored || self.ignored(path, false)) {
+            return Ok(None);
+        }
+        if found.is_symlink() {
+            return match fs::read_link(file) {
+                Ok(target) => {
+                    let id = self
+                        .repository
+                        .blob(target.as_os_str().as_bytes())
+                        .map_err(failed())?;
+                    Ok(Some((id, LINK)))
+                }
+                Err(_) => {
+                    self.miss(path, WhyNot::Unreadable);
+                    Ok(was_file)
+                }
+            };
+        }
+        if !found.is_file() {
+            return Ok(None);
+        }
+        if found.size() > self.limits.max_file_bytes {
+            self.miss(path, WhyNot::TooLarge);
+            return Ok(was_file);
+        }
+        let mode = if found.mode() & 0o100 == 0 {
+            REGULAR
+        } else {
+            EXECUTABLE
+        };
+        match self.blob(file, path, &found)? {
+            Some(id) => Ok(Some((id, mode))),
+            None => {
+                self.miss(path, WhyNot::Unreadable);
+                Ok(was_file)
+            }
+        }
+    }
+
+    /// The file's content as git would store it: line ends as `.gitattributes` say, no other filter.
+    fn blob(
+        &self,
+        file: &Path,
+        path: &[u8],
+        found: &fs::Metadata,
+    ) -> Result<Option<Oid>, WorktreeError> {
+        if let Some(id) = self.checked_out.unchanged(path, found) {
+            return Ok(Some(id));
+        }
+        if found.mode() & 0o400 == 0 {
+            let _ = fs::set_permissions(file, fs::Permissions::from_mode(found.mode() | 0o400));
+        }
+        let Ok(mut source) = open_regular(file) else {
+            return Ok(None);
+        };
+        let hint = PathBuf::from(OsStr::from_bytes(path));
+        let mut writer = self
+            .repository
+            .blob_writer(Some(&hint))
+            .map_err(WorktreeError::git("writing a file's content"))?;
+        io::copy(&mut source, &mut writer)
+            .map_err(WorktreeError::io("reading a file's content", file))?;
+        writer
+            .commit()
+            .map(Some)
+            .map_err(WorktreeError::git("writing a file's content"))
+    }
+
+    /// What of a tracked entry that is not on disk was left out by a sparse checkout, not deleted.
+    fn left_out(
+        &self,
+        path: &[u8],
+        id: Oid,
+        mode: i32,
+    ) -> Result<Option<(Oid, i32)>, WorktreeError> {
+        if self.left_out.is_empty() {
+            return Ok(None);
+        }
+        if mode != TREE {
+            return Ok(self.left_out.contains(path).then_some((id, mode)));
+        }
+        let failed = || WorktreeError::git("writing the tree");
+        let tree = self.repository.find_tree(id).map_err(failed())?;
+        let mut builder = self.repository.treebuilder(None).map_err(failed())?;
+        for entry in &tree {
+            let mut child = path.to_vec();
+            child.push(b'/');
+            child.extend_from_slice(entry.name_bytes());
+            if let Some((id, mode)) = self.left_out(&child, entry.id(), entry.filemode())? {
+                builder
+                    .insert(entry.name_bytes(), id, mode)
+                    .map_err(failed())?;
+            }
+        }
+        if builder.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some((builder.write().map_err(failed())?, TREE)))
+    }
+}

@@ -1,0 +1,142 @@
+//! Answers of an engine that are late, lost or wrong: what it says is a hint, never a proof.
+
+use std::time::Duration;
+
+use mosaic_types::agent::{EndReason, ObservedState};
+use reqwest::Method;
+use serde_json::json;
+
+use super::{engine::Troubled, meddler::Meddling};
+use crate::rig::FOREVER;
+
+#[tokio::test]
+async fn a1_a_container_whose_making_was_not_answered_is_taken_up() {
+    let Some((troubled, meddler)) = Troubled::meddled(1).await else {
+        return;
+    };
+    for (nth, meddling) in [Meddling::Lost, Meddling::Unanswered, Meddling::DoneBut(500)]
+        .into_iter()
+        .enumerate()
+    {
+        meddler.meddle("POST", "/containers/create", 1, meddling);
+        let (status, told) = troubled.run("echo ran", json!({"maxRetries": 0})).await;
+        assert_eq!(
+            status.state,
+            ObservedState::Completed,
+            "{meddling:?}: {status:#?}"
+        );
+        assert_eq!(told.matches("\"line\":\"ran\"").count(), 1, "{told}");
+        assert_eq!(
+            meddler.asked("/containers/create"),
+            nth + 1,
+            "one container"
+        );
+    }
+    troubled.stop().await;
+}
+
+#[tokio::test]
+async fn a1_a_start_whose_answer_is_late_lost_or_wrong_makes_one_agent() {
+    let Some((troubled, meddler)) = Troubled::meddled(1).await else {
+        return;
+    };
+    for meddling in [Meddling::Unanswered, Meddling::Lost, Meddling::DoneBut(500)] {
+        meddler.meddle("POST", "/start", 1, meddling);
+        // Whether the init or the error is heard first, is chance: what was given up is tried again.
+        let (status, told) = troubled.run("echo ran", json!({"maxRetries": 1})).await;
+        assert_eq!(
+            status.state,
+            ObservedState::Completed,
+            "{meddling:?}: {status:#?}"
+        );
+        assert_eq!(told.matches("\"line\":\"ran\"").count(), 1, "{told}");
+    }
+    troubled.stop().await;
+}
+
+#[tokio::test]
+async fn a1_a4_a_container_that_comes_after_its_launch_was_given_up_is_removed() {
+    let Some((troubled, meddler)) = Troubled::meddled(1).await else {
+        return;
+    };
+    meddler.meddle("POST", "/containers/create", 1, Meddling::Held);
+    let (status, told) = troubled.run("echo ran", json!({"maxRetries": 0})).await;
+    assert_eq!(status.reason, Some(EndReason::SpawnFailed), "{status:#?}");
+    assert!(!told.contains("\"line\":\"ran\""), "{told}");
+    meddler.release();
+    meddler.until_answered("/containers/create").await;
+    troubled.engine.until_empty().await;
+    troubled.stop().await;
+}
+
+#[tokio::test]
+async fn a30_wrong_answers_to_kills_and_removals_change_no_kill_and_are_tried_again() {
+    let Some((troubled, meddler)) = Troubled::meddled(1).await else {
+        return;
+    };
+    for status in [404, 409, 500] {
+        let agent = troubled.started(FOREVER).await;
+        meddler.meddle("POST", "/kill", 9, Meddling::Instead(status));
+        meddler.meddle("DELETE", "/containers/", 2, Meddling::Instead(status));
+        troubled.kill(agent).await;
+        let told = troubled.spoke.finished(agent).await;
+        assert_eq!(told.state, ObservedState::Killed, "{told:#?}");
+        troubled.engine.until_empty().await;
+    }
+    troubled.stop().await;
+}
+
+#[tokio::test]
+async fn a29_a_slow_engine_slows_no_kill() {
+    let Some((troubled, meddler)) = Troubled::meddled(10).await else {
+        return;
+    };
+    let agent = troubled.started(FOREVER).await;
+    let other = troubled.started(FOREVER).await;
+    for method in ["GET", "POST", "DELETE"] {
+        meddler.meddle(
+            method,
+            "/",
+            usize::MAX,
+            Meddling::Late(Duration::from_secs(3)),
+        );
+    }
+    let late = troubled.spoke.spawn("echo ran").await;
+    meddler.until_asked("/containers/create").await;
+    troubled.kill(agent).await;
+    troubled.kill(other).await;
+    let answered = meddler.answered("DELETE") + meddler.answered("/kill");
+    assert_eq!(answered, 0, "no answer of the engine was waited for");
+    let status = troubled.spoke.finished(late).await;
+    assert_eq!(status.state, ObservedState::Completed, "{status:#?}");
+    troubled.stop().await;
+}
+
+/// After a kill-all an engine is asked for so many removals that it would come to none of them in time.
+#[tokio::test]
+async fn a29_containers_are_removed_a_few_at_a_time_and_hold_up_no_spawn() {
+    const AT_A_TIME: usize = 8;
+    let Some((troubled, meddler)) = Troubled::meddled(30).await else {
+        return;
+    };
+    for _ in 0..=AT_A_TIME {
+        troubled.started(FOREVER).await;
+    }
+    meddler.meddle("DELETE", "/containers/", AT_A_TIME + 1, Meddling::Held);
+    let kill_all = async || {
+        troubled
+            .spoke
+            .call(Method::POST, "/agents/kill-all", None)
+            .await
+    };
+    let (_, report) = kill_all().await;
+    assert_eq!(report["killed"], AT_A_TIME + 1, "{report}");
+    meddler.until_asked_times("DELETE", AT_A_TIME).await;
+    // One more would have been asked for long before this agent has come up.
+    troubled.started(FOREVER).await;
+    assert_eq!(meddler.asked("DELETE"), AT_A_TIME);
+    meddler.release();
+    kill_all().await;
+    troubled.engine.until_empty().await;
+    troubled.stop().await;
+}

@@ -1,0 +1,13 @@
+//! Working trees: real repositories, the real git CLI as the agent.
+
+mod bundle;
+mod harvest;
+mod hostile;
+mod odd;
+mod patch;
+mod preparing;
+mod pushing;
+mod remotes;
+mod removal;
+mod support;
+mod wrecks;
