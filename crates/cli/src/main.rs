@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         return code;
     }
     let cli = args::Cli::parse();
-    let outcome = tokio::runtime::Runtime::new()
+    let outcome = mosaic_node::runtime()
         .map_err(error::CliError::Runtime)
         .and_then(|runtime| runtime.block_on(verbs::run(cli)));
     match outcome {

@@ -7,6 +7,7 @@ pub mod chaos;
 pub mod engine;
 pub mod flood;
 pub mod messages_api;
+pub mod standstill;
 pub mod storm;
 pub mod system;
 pub mod wire;

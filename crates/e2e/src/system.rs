@@ -30,6 +30,7 @@ use crate::{
     api::{Kind, Node, eventually},
     binaries::Binary,
     engine::Engine,
+    standstill,
 };
 
 pub use leftovers::{cgroups_of, processes_with};
@@ -418,6 +419,15 @@ impl World {
     pub fn signal(&self, name: &str, signal: Signal) {
         let child = self.daemons[name].child.as_ref().unwrap();
         kill_process(Pid::from_child(child), signal).unwrap();
+    }
+
+    /// Stops the time for a daemon.
+    ///
+    /// # Panics
+    /// It goes on.
+    pub fn freeze(&self, name: &str) {
+        let child = self.daemons[name].child.as_ref().unwrap();
+        standstill::stop(&[Pid::from_child(child)]).expect("a daemon stands still");
     }
 
     /// Waits until a daemon has ended; its exit code, unless it was killed by a signal.

@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use mosaic_hub::{app, config};
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(config::Flags::parse()).await {
+fn main() -> ExitCode {
+    let flags = config::Flags::parse();
+    let outcome = mosaic_node::runtime()
+        .map_err(Into::into)
+        .and_then(|runtime| runtime.block_on(run(flags)));
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mosaic-hub: {}", app::report(error.as_ref()));

@@ -21,6 +21,7 @@ pub mod operators;
 pub mod peer_client;
 mod peering;
 mod routes;
+mod runtime;
 
 pub use audit_log::AuditLog;
 pub use connections::Connections;
@@ -34,3 +35,4 @@ pub use node::{Node, NodeConfig, OpenError};
 pub use operators::Operators;
 pub use peer_client::{CommandCall, PeerAnswer, PeerClient, PeerError};
 pub use routes::{health::health_routes, operator_routes};
+pub use runtime::runtime;

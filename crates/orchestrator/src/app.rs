@@ -31,8 +31,8 @@ use crate::{
     retention::Retention,
     runtime::{self, HostEnv, RuntimeCatalog, RuntimeConfig},
     sandbox::{
-        Bind, DockerSandbox, Network, PoolSettings, ProcessSandbox, ProcessSandboxConfig, Sandbox,
-        SandboxError, Sandboxes, Scope, Tree, WarmSettings,
+        Bind, DockerSandbox, Network, PoolSettings, ProcessSandbox, ProcessSandboxConfig, Program,
+        Sandbox, SandboxError, Sandboxes, Scope, Tree, WarmSettings,
     },
     secrets::{SecretConfigError, SecretPlace, Secrets},
     surroundings::Surroundings,
@@ -44,6 +44,13 @@ pub use crate::config::{Config, ConfigError};
 
 /// How many harvests and clean-ups run at once.
 const CHORES_AT_ONCE: usize = 2;
+
+/// How many agents come up at once: one for each processor.
+fn launches_at_once() -> usize {
+        return n.parse().unwrap_or(2);
+    }
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}
 
 /// Why a spoke does not start. Agents of an earlier run go on all the same.
 #[derive(Debug, Error)]
@@ -242,6 +249,7 @@ pub async fn start(
         hold: Arc::clone(&hold),
         kills: Arc::new(kills),
         slots: Arc::new(Semaphore::new(limits.max_running)),
+        launches: Semaphore::new(launches_at_once()),
         chores: Arc::new(Semaphore::new(CHORES_AT_ONCE)),
         tails: Arc::new(TailWatcher::start()),
         layout,
@@ -312,12 +320,16 @@ async fn find_sandboxes(
 ) -> Result<Sandboxes, StartError> {
     // The hash's first characters tell this instance's cgroup from others' on the same machine.
     let instance: String = node.instance_id().as_str().chars().take(15).collect();
+    let named = config.sandbox.program.clone();
+    let program = tokio::task::spawn_blocking(|| named.map_or_else(Program::find, Program::at))
+        .await
+        .map_err(StartError::Interrupted)?;
     let settings = ProcessSandboxConfig {
         data_dir: data_dir.to_owned(),
         instance,
         engine: config.sandbox.engine,
         without_cgroup: config.sandbox.without_cgroup,
-        shim_path: config.sandbox.shim_path.clone(),
+        program: program.clone(),
     };
     let detected = tokio::task::spawn_blocking(move || {
         let process = ProcessSandbox::detect(&settings);
@@ -351,7 +363,7 @@ async fn find_sandboxes(
         tree.map_err(StartError::Sandbox)?,
         data_dir,
         node.instance_id().to_string(),
-        config.sandbox.shim_path.clone(),
+        program,
     )
     .await
     .map_err(StartError::Sandbox)?;

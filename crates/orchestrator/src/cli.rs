@@ -49,10 +49,7 @@ pub fn run(path: &Path) -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let outcome = runtime
+    let outcome = mosaic_node::runtime()
         .map_err(RunError::Runtime)
         .and_then(|runtime| runtime.block_on(serve(path)));
     match outcome {

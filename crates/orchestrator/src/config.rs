@@ -119,9 +119,9 @@ pub struct SandboxSettings {
     pub default: Option<SandboxKind>,
     /// Containers. Not on offer if absent.
     pub docker: Option<DockerSettings>,
-    /// The executable to start as the shim; this process's own if absent.
+    /// The executable of shims and inits; what is found beside this process's own if absent.
     #[serde(skip)]
-    pub shim_path: Option<PathBuf>,
+    pub program: Option<PathBuf>,
 }
 
 /// Limits of a spoke.

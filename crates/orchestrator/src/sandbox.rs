@@ -43,6 +43,7 @@ mod launcher;
 pub mod mask;
 mod offline;
 pub mod process;
+mod program;
 mod sandboxes;
 mod shim;
 pub mod spool;
@@ -70,12 +71,14 @@ pub use offline::{
     Found, Look, ended_at, kill_parent_offline, leave_word_in_reserve, look, word_in_reserve,
 };
 pub use process::{ProcessSandbox, ProcessSandboxConfig};
+pub use program::Program;
 pub use sandboxes::Sandboxes;
 pub use tree::Tree;
 
 /// Runs the shim, or the init of a namespace, if this process was started as one.
 ///
-/// Every binary that may become a node calls this first: the shim is the daemon's own executable.
+/// Every binary that may become a node calls this first: where there is no smaller one, the shim is the daemon's own
+/// executable ([`Program`]).
 /// `None` means that this process is neither.
 #[must_use]
 pub fn dispatch() -> Option<std::process::ExitCode> {
@@ -85,6 +88,8 @@ pub fn dispatch() -> Option<std::process::ExitCode> {
         Some(shim::main(args))
     } else if verb == init::INIT_VERB {
         Some(init::main(args))
+    } else if verb == program::BUILD_VERB {
+        Some(program::main())
     } else {
         None
     }

@@ -18,6 +18,10 @@ use mosaic_types::{
     egress::{EgressRuleError, parse_rules},
 };
 use thiserror::Error;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::SemaphorePermit,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -128,19 +132,27 @@ pub async fn launch(
         prepared = prepare(around, cell, record, layout) => prepared,
     };
     let (sandbox, spec) = prepared.map_err(|error| broken(&error))?;
+    let _turn = tokio::select! {
+        biased;
+        () = cell.kill_answered.cancelled() => return Err(SpawnFailed::Ordered),
+        turn = turn_to_start(around, sandbox.kind()) => turn,
+    };
     killswitch::heed(around);
     if around.hold.covers(cell.scope()) {
         return Err(SpawnFailed::Held);
     }
-    let prepared = sandbox
-        .prepare(spec)
-        .map_err(|error| broken(&error.into()))?;
-    crash_point("spawn.prepared");
-    let handle = match cell.gate.launch(|| sandbox.spawn(prepared)) {
-        Ok(handle) => handle,
-        Err(LaunchRefused::Ordered) => return Err(SpawnFailed::Ordered),
-        Err(LaunchRefused::Failed(error)) => return Err(broken(&error.into())),
-    };
+    // Groups are made and a process is started: a thread that kills may need is not held up by that.
+    let handle = aside(|| {
+        let prepared = sandbox
+            .prepare(spec)
+            .map_err(|error| broken(&error.into()))?;
+        crash_point("spawn.prepared");
+        match cell.gate.launch(|| sandbox.spawn(prepared)) {
+            Ok(handle) => Ok(handle),
+            Err(LaunchRefused::Ordered) => Err(SpawnFailed::Ordered),
+            Err(LaunchRefused::Failed(error)) => Err(broken(&error.into())),
+        }
+    })?;
     crash_point("spawn.launched");
     match handle.init_started(INIT_WITHIN).await {
         Ok(()) => {
@@ -155,6 +167,26 @@ pub async fn launch(
             Some(error),
         )
         .await),
+    }
+}
+
+/// Does what blocks for a moment, where the runtime can go on without this thread.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let can = Handle::try_current()
+        .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if can {
+        tokio::task::block_in_place(work)
+    } else {
+        work()
+    }
+}
+
+/// Waits until few enough others come up.
+async fn turn_to_start(around: &Surroundings, kind: SandboxKind) -> Option<SemaphorePermit<'_>> {
+    match kind {
+        // Never closed.
+        SandboxKind::Process => around.launches.acquire().await.ok(),
+        SandboxKind::Docker => None,
     }
 }
 

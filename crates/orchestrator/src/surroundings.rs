@@ -38,6 +38,9 @@ pub struct Surroundings {
     pub kills: Arc<KillJournal>,
     /// One permit for each agent that may run. A permit is its owner's: nobody else's end frees it (A28).
     pub slots: Arc<Semaphore>,
+    /// Bounds how many agents come up at once as processes: a flood of spawns leaves a processor to a kill (A30). Engines of
+    /// containers have bounds of their own, and one that hangs must hold up nobody else.
+    pub launches: Semaphore,
     /// Bounds how many harvests and clean-ups run at once.
     pub chores: Arc<Semaphore>,
     /// Wakes readers of output.

@@ -44,6 +44,7 @@ mod result;
 mod salvaged;
 mod snapshot;
 mod upkeep;
+mod workshop;
 
 pub use address::{BranchName, BranchNameError, RepositoryUrl, RepositoryUrlError, Transport};
 pub use bundle::BundleOf;
@@ -62,6 +63,7 @@ use checkout::AgentDirs;
 use lock::{KeyedLocks, MirrorLock};
 use push::PushRules;
 use remote::Remotes;
+use workshop::Workshop;
 
 /// How many bundles are made at once.
 const BUNDLES_AT_ONCE: usize = 2;
@@ -74,6 +76,10 @@ struct Inner {
     repositories: KeyedLocks,
     agents: KeyedLocks,
     fetched: Mutex<HashMap<PathBuf, (Instant, Option<BranchName>)>>,
+    /// Where trees are made.
+    preparing: Workshop,
+    /// Where work is brought home and trees are removed; apart, so that neither keeps the other waiting.
+    clearing: Workshop,
     /// Turns for bundles. Whoever asks for many must not keep clean-ups waiting.
     bundles: Arc<Semaphore>,
 }
@@ -117,6 +123,8 @@ impl Worktrees {
                     repositories: KeyedLocks::default(),
                     agents: KeyedLocks::default(),
                     fetched: Mutex::default(),
+                    preparing: Workshop::open("tree-prepare")?,
+                    clearing: Workshop::open("tree-clear")?,
                     bundles: Arc::new(Semaphore::new(BUNDLES_AT_ONCE)),
                 }),
             })

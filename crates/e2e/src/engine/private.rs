@@ -1,7 +1,11 @@
 //! An engine of somebody's own, to be stopped, frozen, killed and lied about: `dockerd` with all that it has below one
 //! folder, and an image of this host's own programs. When it is dropped, nothing of it is left.
 
-#![expect(clippy::unwrap_used, reason = "a harness fails by failing its test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a harness fails by failing its test"
+)]
 
 use std::{
     collections::BTreeSet,
@@ -15,6 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::Engine;
+use crate::standstill;
 
 /// The image of this host's programs.
 pub const IMAGE: &str = "mosaic-shell:1";
@@ -183,8 +188,11 @@ impl PrivateEngine {
     }
 
     /// Stops the time for it.
+    ///
+    /// # Panics
+    /// It goes on.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        standstill::stop(&self.processes()).expect("an engine stands still");
     }
 
     /// Lets its time go on.

@@ -5,7 +5,6 @@ use mosaic_e2e::{
     system::{FOREVER, World, processes_with},
 };
 use mosaic_types::AgentId;
-use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn processes_of(spoke: &Node, agent: AgentId) -> Vec<u32> {
@@ -52,7 +51,7 @@ async fn a38_a_kill_comes_true_after_hub_and_spoke_have_died() {
     let doomed = running(&world, &hub, &connection).await;
     let spared = running(&world, &hub, &connection).await;
 
-    world.signal("spoke", Signal::STOP);
+    world.freeze("spoke");
     let ordered = {
         let hub = hub.clone();
         let path = format!("{}/{doomed}/kill", hub.agents_path());

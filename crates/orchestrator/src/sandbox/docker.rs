@@ -29,8 +29,8 @@ use async_trait::async_trait;
 use mosaic_types::{AgentId, command::SandboxKind};
 
 use super::{
-    Bind, Containment, LaunchSpec, LimitSupport, Network, Prepared, ResourceLimits, Sandbox,
-    SandboxError, SandboxHandle, Scope, egress,
+    Bind, Containment, LaunchSpec, LimitSupport, Network, Prepared, Program, ResourceLimits,
+    Sandbox, SandboxError, SandboxHandle, Scope, egress,
     files::{self, ContainerRecord, Starter},
     launcher::Launcher,
     tree::Tree,
@@ -96,7 +96,7 @@ impl DockerSandbox {
         tree: Tree,
         data_dir: &Path,
         instance: String,
-        shim_path: Option<PathBuf>,
+        program: Program,
     ) -> Result<Self, SandboxError> {
         settings.check()?;
         if !warm.is_empty() && (!rustix::process::geteuid().is_root() || tree.parent.is_none()) {
@@ -105,7 +105,7 @@ impl DockerSandbox {
                     .to_owned(),
             });
         }
-        let toolkit = Toolkit::install(data_dir, shim_path.as_deref())?;
+        let toolkit = Toolkit::install(data_dir, program.path())?;
         let engine = Arc::new(Engine::new(
             settings.socket.clone(),
             Duration::from_secs(settings.call_timeout_secs),
@@ -140,7 +140,7 @@ impl DockerSandbox {
                 },
                 egress: true,
             },
-            launcher: Launcher::new(tree, shim_path),
+            launcher: Launcher::new(tree, program),
             engine,
             toolkit,
             settings,

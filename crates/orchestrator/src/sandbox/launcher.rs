@@ -5,14 +5,14 @@ use std::{
     fs,
     io::{self, Write},
     os::unix::{fs::DirBuilderExt, process::CommandExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
 };
 
 use zeroize::Zeroizing;
 
 use super::{
-    LaunchSpec, Prepared, ResourceLimits, SandboxError,
+    LaunchSpec, Prepared, Program, ResourceLimits, SandboxError,
     files::{self, Plan, SandboxRecord, Starter},
     handle::ShimHandle,
     identity::{self, ProcessIdentity},
@@ -29,14 +29,13 @@ const MAX_COMPLAINT_CHARS: usize = 1000;
 #[derive(Debug, Clone)]
 pub(super) struct Launcher {
     pub(super) tree: Tree,
-    shim_path: PathBuf,
+    program: Program,
 }
 
 impl Launcher {
-    /// Launches in these groups, with this executable as the shim; this process's own if `None`.
-    pub(super) fn new(tree: Tree, shim_path: Option<PathBuf>) -> Self {
-        let shim_path = shim_path.unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
-        Self { tree, shim_path }
+    /// Launches in these groups, with this executable as the shim.
+    pub(super) fn new(tree: Tree, program: Program) -> Self {
+        Self { tree, program }
     }
 
     /// Makes what a checked launch needs on disk and in the cgroup tree. `limits` are those that the tree enforces.
@@ -132,7 +131,7 @@ impl Launcher {
 
     /// Starts a shim with this folder for its log, and tells it this first.
     pub(super) fn start(&self, dir: &Path, flags: &[&str], line: &[u8]) -> io::Result<Child> {
-        let mut child = Command::new(&self.shim_path)
+        let mut child = Command::new(self.program.path())
             .arg0("mosaic-sandbox")
             .arg(shim::SHIM_VERB)
             .arg(dir)

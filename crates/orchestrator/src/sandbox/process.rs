@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use mosaic_types::{AgentId, command::SandboxKind};
 
 use super::{
-    Containment, LaunchSpec, Prepared, Sandbox, SandboxError, SandboxHandle, Scope,
+    Containment, LaunchSpec, Prepared, Program, Sandbox, SandboxError, SandboxHandle, Scope,
     containment::{Engine, EngineKind},
     files::Starter,
     launcher::Launcher,
@@ -29,9 +29,8 @@ pub struct ProcessSandboxConfig {
     pub engine: Option<EngineKind>,
     /// Do without a cgroup even where there could be one.
     pub without_cgroup: bool,
-    /// The executable to start as the shim; this process's own if `None`. It must call
-    /// [`super::dispatch`] first.
-    pub shim_path: Option<PathBuf>,
+    /// The executable of shims and inits.
+    pub program: Program,
 }
 
 /// See [`Sandbox`].

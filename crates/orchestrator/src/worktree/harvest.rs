@@ -3,7 +3,7 @@
 use mosaic_types::AgentId;
 
 use super::{
-    WorkResult, WorktreeError, Worktrees, blocking,
+    WorkResult, WorktreeError, Worktrees,
     checkout::AgentDirs,
     homecoming::{self, State},
     mirror, patch, removal,
@@ -100,26 +100,29 @@ impl Worktrees {
         let path = self.mirror_path(&repository);
         let limits = self.inner.config.limits.clone();
         let (dirs_read, path_read) = (dirs.clone(), path.clone());
-        let state = blocking("reading the agent's work", move || {
-            homecoming::examine(&dirs_read, &agent, &record, &path_read, &limits)
-                .map(|state| (state, turn))
-        })
-        .await;
+        let clearing = &self.inner.clearing;
+        let state = clearing
+            .run("reading the agent's work", move || {
+                homecoming::examine(&dirs_read, &agent, &record, &path_read, &limits)
+                    .map(|state| (state, turn))
+            })
+            .await;
         let (state, turn) = state?;
         let lock = self.lock_mirror(&repository).await?;
-        blocking("bringing the agent's work home", move || {
-            let mirror = mirror::open_or_create(&path)?;
-            let harvest = dirs.harvest();
-            let done = then(Home {
-                state,
-                mirror,
-                dirs,
-            });
-            // A copy of what lies in the tree and in the mirror.
-            let _ = removal::remove_tree(&harvest);
-            drop((lock, turn));
-            done
-        })
-        .await
+        clearing
+            .run("bringing the agent's work home", move || {
+                let mirror = mirror::open_or_create(&path)?;
+                let harvest = dirs.harvest();
+                let done = then(Home {
+                    state,
+                    mirror,
+                    dirs,
+                });
+                // A copy of what lies in the tree and in the mirror.
+                let _ = removal::remove_tree(&harvest);
+                drop((lock, turn));
+                done
+            })
+            .await
     }
 }

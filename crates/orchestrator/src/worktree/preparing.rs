@@ -84,46 +84,48 @@ impl Worktrees {
             dirs.clone(),
             mirror.clone(),
         );
-        let base = blocking("preparing the working tree", move || {
-            let mirror = mirror::open_or_create(&mirror_for_build)?;
-            let base = match &record {
-                Some(record) => git2::Oid::from_str(&record.base_commit)
-                    .map_err(WorktreeError::git("reading the agent's record"))?,
-                None => mirror::resolve(&mirror, &repository, &branch, default.as_ref())?,
-            };
-            // From now on the base is held by a ref, whatever the remote does to its branches.
-            let reference = mirror::agent_ref(&agent);
-            let tip = match mirror.refname_to_id(&reference) {
-                Ok(tip) => tip,
-                Err(_) => {
-                    mirror
-                        .reference(&reference, base, true, "prepared")
-                        .map_err(WorktreeError::git("making the agent's branch"))?;
-                    base
-                }
-            };
-            let refs = mirror::remote_refs(&mirror)?;
-            drop(mirror);
-            drop(lock);
-            dirs_for_build.write_record(&Record {
-                version: 1,
-                repository: repository.clone(),
-                branch,
-                base_commit: base.to_string(),
-            })?;
-            let objects = mirror::objects_dir(&mirror_for_build);
-            let plan = Plan {
-                agent: &agent,
-                repository: &repository,
-                mirror_objects: &objects,
-                refs: &refs,
-                tip,
-            };
-            checkout::build(&dirs_for_build, &plan)?;
-            drop(turn);
-            Ok(base)
-        })
-        .await?;
+        let making = &self.inner.preparing;
+        let base = making
+            .run("preparing the working tree", move || {
+                let mirror = mirror::open_or_create(&mirror_for_build)?;
+                let base = match &record {
+                    Some(record) => git2::Oid::from_str(&record.base_commit)
+                        .map_err(WorktreeError::git("reading the agent's record"))?,
+                    None => mirror::resolve(&mirror, &repository, &branch, default.as_ref())?,
+                };
+                // From now on the base is held by a ref, whatever the remote does to its branches.
+                let reference = mirror::agent_ref(&agent);
+                let tip = match mirror.refname_to_id(&reference) {
+                    Ok(tip) => tip,
+                    Err(_) => {
+                        mirror
+                            .reference(&reference, base, true, "prepared")
+                            .map_err(WorktreeError::git("making the agent's branch"))?;
+                        base
+                    }
+                };
+                let refs = mirror::remote_refs(&mirror)?;
+                drop(mirror);
+                drop(lock);
+                dirs_for_build.write_record(&Record {
+                    version: 1,
+                    repository: repository.clone(),
+                    branch,
+                    base_commit: base.to_string(),
+                })?;
+                let objects = mirror::objects_dir(&mirror_for_build);
+                let plan = Plan {
+                    agent: &agent,
+                    repository: &repository,
+                    mirror_objects: &objects,
+                    refs: &refs,
+                    tip,
+                };
+                checkout::build(&dirs_for_build, &plan)?;
+                drop(turn);
+                Ok(base)
+            })
+            .await?;
         Ok(prepared(base.to_string()))
     }
 

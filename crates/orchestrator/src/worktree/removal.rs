@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::crash_points::crash_point;
 
 use super::{
-    NotBroughtHome, WorktreeError, Worktrees, blocking, checkout::AgentDirs, gather::enterable,
-    homecoming,
+    NotBroughtHome, WorktreeError, Worktrees, checkout::AgentDirs, gather::enterable, homecoming,
 };
 
 /// Deeper directories are first moved up: the agent chose the depth, and each level costs a file
@@ -78,11 +77,14 @@ impl Worktrees {
         }
         if fs::symlink_metadata(dirs.work()).is_err() {
             // A removal that broke off left what was secured before.
-            return blocking("removing the working tree", move || {
-                remove_tree(&dirs.being_removed())?;
-                Ok(Removal::Removed)
-            })
-            .await;
+            return self
+                .inner
+                .clearing
+                .run("removing the working tree", move || {
+                    remove_tree(&dirs.being_removed())?;
+                    Ok(Removal::Removed)
+                })
+                .await;
         }
         if mode == RemovalMode::OnlySecured {
             if dirs.read_record()?.is_none() {
@@ -100,20 +102,22 @@ impl Worktrees {
             }
         }
         let turn = self.inner.agents.lock(&agent.to_string()).await;
-        blocking("removing the working tree", move || {
-            remove_tree(&dirs.being_prepared())?;
-            remove_tree(&dirs.harvest())?;
-            // All of it at once: half a tree would be taken for what the agent left, and brought home over the whole.
-            let aside = dirs.being_removed();
-            remove_tree(&aside)?;
-            fs::rename(dirs.work(), &aside)
-                .map_err(WorktreeError::io("removing a tree", dirs.work()))?;
-            crash_point("clean-up.tree-aside");
-            remove_tree(&aside)?;
-            drop(turn);
-            Ok(Removal::Removed)
-        })
-        .await
+        self.inner
+            .clearing
+            .run("removing the working tree", move || {
+                remove_tree(&dirs.being_prepared())?;
+                remove_tree(&dirs.harvest())?;
+                // All of it at once: half a tree would be taken for what the agent left, and brought home over the whole.
+                let aside = dirs.being_removed();
+                remove_tree(&aside)?;
+                fs::rename(dirs.work(), &aside)
+                    .map_err(WorktreeError::io("removing a tree", dirs.work()))?;
+                crash_point("clean-up.tree-aside");
+                remove_tree(&aside)?;
+                drop(turn);
+                Ok(Removal::Removed)
+            })
+            .await
     }
 }
 

@@ -41,10 +41,12 @@ impl Worktrees {
     /// # Errors
     /// What could not be removed.
     pub async fn remove_scratch(&self, path: PathBuf) -> Result<(), WorktreeError> {
-        blocking("removing scratch files", move || {
-            removal::remove_tree(&path)
-        })
-        .await
+        self.inner
+            .clearing
+            .run("removing scratch files", move || {
+                removal::remove_tree(&path)
+            })
+            .await
     }
 
     /// Removes everything of an ended agent but its refs in the mirror: tree, patch, output, records. A tree that
@@ -59,13 +61,15 @@ impl Worktrees {
         }
         let dirs = AgentDirs::new(&self.inner.config.agents_dir, agent);
         let turn = self.inner.agents.lock(&agent.to_string()).await;
-        blocking("removing an agent's files", move || {
-            if fs::symlink_metadata(&dirs.root).is_ok_and(|found| found.is_dir()) {
-                removal::remove_tree(&dirs.root)?;
-            }
-            drop(turn);
-            Ok(Removal::Removed)
-        })
-        .await
+        self.inner
+            .clearing
+            .run("removing an agent's files", move || {
+                if fs::symlink_metadata(&dirs.root).is_ok_and(|found| found.is_dir()) {
+                    removal::remove_tree(&dirs.root)?;
+                }
+                drop(turn);
+                Ok(Removal::Removed)
+            })
+            .await
     }
 }

@@ -79,9 +79,8 @@ async fn told(spoke: &Spoke) -> Vec<Value> {
         .collect()
 }
 
-fn signal(spoke: &Spoke, signal: Signal) {
-    let pid = Pid::from_raw(spoke.pid().cast_signed()).unwrap();
-    kill_process(pid, signal).unwrap();
+fn pid(spoke: &Spoke) -> Pid {
+    Pid::from_raw(spoke.pid().cast_signed()).unwrap()
 }
 
 #[tokio::test]
@@ -157,10 +156,10 @@ async fn a_daemon_that_hung_through_a_kill_without_it_records_it_when_it_goes_on
     let running = spoke.spawn(AT_WORK).await;
     spoke.wrote(running, "at-work").await;
     let queued = spoke.spawn("touch ran").await;
-    signal(&spoke, Signal::STOP);
+    mosaic_e2e::standstill::stop(&[pid(&spoke)]).unwrap();
     let report = killed_all(spoke.data_dir(), &[]);
     assert_eq!(agents_of(&report), [running.to_string()]);
-    signal(&spoke, Signal::CONT);
+    kill_process(pid(&spoke), Signal::CONT).unwrap();
     is_killed_and_salvaged(&spoke, running, &spoke.finished(running).await);
     let status = spoke.finished(queued).await;
     assert_eq!(

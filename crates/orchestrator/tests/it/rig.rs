@@ -84,7 +84,7 @@ impl Spoke {
         make_repository(&repository);
         let data_dir = world.path().join("spoke");
         let mut config = Config::dev(data_dir.clone(), "spoke-under-test");
-        config.sandbox.shim_path = Some(env!("CARGO_BIN_EXE_mosaic-orchestrator").into());
+        config.sandbox.program = Some(env!("CARGO_BIN_EXE_mosaic-sandbox").into());
         change(&mut config);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let shutdown = CancellationToken::new();

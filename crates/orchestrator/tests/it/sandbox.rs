@@ -7,4 +7,5 @@ mod dying;
 pub(crate) mod egress;
 mod launching;
 mod output;
+mod program;
 pub(crate) mod rig;

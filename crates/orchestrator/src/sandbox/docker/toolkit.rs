@@ -1,4 +1,4 @@
-//! What a container needs of us: our executable, which is its init, with the loader and the libraries that it was
+//! What a container needs of us: the [`Program`](crate::sandbox::Program), which is its init, with the loader and the libraries that it was
 //! linked with. Whatever C library an image has, or none, the init brings its own.
 //!
 //! It is copied into the data folder, because that is what an engine's host is sure to see where the spoke itself runs
@@ -28,14 +28,12 @@ pub struct Toolkit {
 }
 
 impl Toolkit {
-    /// Lays the toolkit out below the data folder, for `program` or else this process's own executable. What earlier
+    /// Lays the toolkit out below the data folder, for `program`. What earlier
     /// executables left is removed; containers that use it keep it.
     ///
     /// # Errors
     /// [`SandboxError::Io`].
-    pub fn install(data_dir: &Path, program: Option<&Path>) -> Result<Self, SandboxError> {
-        let own = PathBuf::from("/proc/self/exe");
-        let program = program.unwrap_or(&own);
+    pub fn install(data_dir: &Path, program: &Path) -> Result<Self, SandboxError> {
         let found = fs::metadata(program).map_err(SandboxError::io("find", program))?;
         let stamp = format!(
             "{:x}-{:x}-{:x}-{:x}",

@@ -57,7 +57,7 @@ impl ProcessSandbox {
                 let mut sandbox = Self {
                     containment: containment::describe(&engine, tree),
                     engine: engine.clone(),
-                    launcher: Launcher::new(tree.clone(), config.shim_path.clone()),
+                    launcher: Launcher::new(tree.clone(), config.program.clone()),
                 };
                 match sandbox.try_out(&config.data_dir, Network::Host) {
                     Ok(()) => {

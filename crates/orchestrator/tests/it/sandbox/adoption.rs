@@ -1,15 +1,17 @@
 //! What a daemon that comes back finds, and whom it leaves alone.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
+use std::{fs, time::Instant};
 
-use mosaic_orchestrator::sandbox::{Adopted, EngineKind, ExitStatus, Sandbox, spool::Stream};
+use mosaic_orchestrator::sandbox::{
+    Adopted, EngineKind, ExitStatus, Program, Sandbox, spool::Stream,
+};
 
 use rustix::{
     event::{PollFd, PollFlags},
     process::Pid,
 };
 
-use super::rig::{self, Rig, on_both_engines, sh, soon};
+use super::rig::{self, Rig, on_both_engines, sh, soon, write_program};
 
 on_both_engines! {
     /// A6
@@ -103,11 +105,10 @@ async fn a6_a_shim_that_begins_too_late_says_nothing_about_the_next_launch() {
         slow = slow.display(),
         pid = pid.display(),
         begin = begin.display(),
-        shim = env!("CARGO_BIN_EXE_mosaic-orchestrator"),
+        shim = env!("CARGO_BIN_EXE_mosaic-sandbox"),
     );
-    fs::write(&shim, script).unwrap();
-    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).unwrap();
-    let Some(rig) = Rig::with_shim(EngineKind::Unshare, false, shim) else {
+    write_program(&shim, &script);
+    let Some(rig) = Rig::with_program(EngineKind::Unshare, false, Program::at(shim)) else {
         return;
     };
 

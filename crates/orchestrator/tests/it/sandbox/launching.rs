@@ -7,8 +7,8 @@ use std::{
 };
 
 use mosaic_orchestrator::sandbox::{
-    Bind, EngineKind, ExitStatus, LaunchSpec, Network, ProcessSandbox, ResourceLimits, Sandbox,
-    SandboxError, Scope, process::ProcessSandboxConfig, spool::Stream,
+    Bind, EngineKind, ExitStatus, LaunchSpec, Network, ProcessSandbox, Program, ResourceLimits,
+    Sandbox, SandboxError, Scope, process::ProcessSandboxConfig, spool::Stream,
 };
 
 use super::rig::{self, LIMIT, Rig, on_both_engines, sh, soon};
@@ -137,7 +137,7 @@ fn no_engine_is_an_error_that_says_what_was_tried() {
         engine: None,
         without_cgroup: true,
         // Not a shim: whatever the engine, nothing comes up.
-        shim_path: Some("/bin/false".into()),
+        program: Program::at("/bin/false".into()),
     };
     let error = ProcessSandbox::detect(&config).unwrap_err();
     assert!(

@@ -2,14 +2,16 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use mosaic_orchestrator::sandbox::{
     Adopted, CgroupSupport, EngineKind, LaunchSpec, Network, ProcessSandbox, ProcessSandboxConfig,
-    ResourceLimits, Sandbox, SandboxHandle, Scope,
+    Program, ResourceLimits, Sandbox, SandboxHandle, Scope,
     cgroup::Group,
     spool::{Record, SpoolReader, Stream},
 };
@@ -57,6 +59,21 @@ macro_rules! on_both_engines {
 }
 pub(crate) use on_both_engines;
 
+/// Writes a program, by another process: while this one has it open for writing, a child that another test starts
+/// inherits that, and who starts the program then is told that its text file is busy.
+pub(crate) fn write_program(path: &Path, text: &str) {
+    let mut install = Command::new("install")
+        .args(["-m", "755", "/dev/stdin"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = install.stdin.take().unwrap();
+    stdin.write_all(text.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(install.wait().unwrap().success());
+}
+
 /// A launch of this script, by `sh`.
 pub(crate) fn sh(script: &str) -> impl Fn(&mut LaunchSpec) + use<> {
     let script = script.to_owned();
@@ -75,14 +92,14 @@ pub(crate) struct Agent {
 
 impl Rig {
     pub(crate) fn new(engine: EngineKind, without_cgroup: bool) -> Option<Self> {
-        let shim = env!("CARGO_BIN_EXE_mosaic-orchestrator").into();
-        Self::with_shim(engine, without_cgroup, shim)
+        let program = Program::at(env!("CARGO_BIN_EXE_mosaic-sandbox").into());
+        Self::with_program(engine, without_cgroup, program)
     }
 
-    pub(crate) fn with_shim(
+    pub(crate) fn with_program(
         engine: EngineKind,
         without_cgroup: bool,
-        shim: PathBuf,
+        program: Program,
     ) -> Option<Self> {
         // Not below /tmp, which is private to each agent anyway.
         fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -93,7 +110,7 @@ impl Rig {
             instance: format!("test-{id}"),
             engine: Some(engine),
             without_cgroup,
-            shim_path: Some(shim),
+            program,
         };
         let installed = std::env::split_paths(&std::env::var_os("PATH").unwrap())
             .any(|path| path.join(engine.program()).is_file());

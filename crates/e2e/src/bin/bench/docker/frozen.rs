@@ -1,6 +1,7 @@
 //! An engine whose time stands still.
 
 use anyhow::Context as _;
+use mosaic_e2e::standstill;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
 
@@ -16,7 +17,7 @@ impl Frozen {
         let socket = UnixStream::connect(SOCKET).await?;
         let pid = socket.peer_cred()?.pid().and_then(Pid::from_raw);
         let engine = Self(pid.context("the engine has no pid")?);
-        kill_process(engine.0, Signal::STOP).context("failed to stop the engine")?;
+        standstill::stop(&[engine.0]).context("failed to stop the engine")?;
         Ok(engine)
     }
 }

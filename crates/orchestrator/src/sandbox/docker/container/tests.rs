@@ -1,4 +1,5 @@
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use super::*;
 use crate::sandbox::DEFAULT_SPOOL_MAX_BYTES;
@@ -30,7 +31,7 @@ fn description(spec: &LaunchSpec, data: &Path) -> Description {
     Description {
         settings: DockerSettings::of_image("image"),
         instance: "mi1test".to_owned(),
-        toolkit: Toolkit::install(data, None).unwrap(),
+        toolkit: Toolkit::install(data, Path::new("/proc/self/exe")).unwrap(),
         run: "run".to_owned(),
         owner: Owner::Agent {
             agent_id: spec.agent_id,
