@@ -47,8 +47,6 @@ const CHORES_AT_ONCE: usize = 2;
 
 /// How many agents come up at once: one for each processor.
 fn launches_at_once() -> usize {
-        return n.parse().unwrap_or(2);
-    }
     std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
