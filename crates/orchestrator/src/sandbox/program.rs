@@ -1,8 +1,8 @@
 //! The executable of shims and inits: `mosaic-sandbox` beside the daemon's own, or else the daemon's own.
 //!
-//! Two of an agent's processes are it. Each maps some 0.3 MiB of the small one and 6 MiB of the daemon's, and whatever
-//! is mapped is unmapped at a kill, agent by agent: a kill-all of many takes about as long as that does. A daemon that was deployed alone,
-//! or beside another build's, does with its own, and says so.
+//! Two of an agent's processes are it. Each maps some 1 MiB of the small one and 5 MiB of the daemon's, and whatever is
+//! mapped is unmapped at a kill, agent by agent: of a kill-all of many that is a third. A daemon that was deployed
+//! alone, or beside another build's, does with its own, and says so.
 
 use std::{
     fs::File,

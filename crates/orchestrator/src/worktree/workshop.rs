@@ -60,3 +60,54 @@ impl Drop for Workshop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashSet,
+        sync::{Mutex, mpsc},
+    };
+
+    use rustix::process::getpriority_process;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_is_done_by_few_threads_which_stand_back() {
+        let processors = thread::available_parallelism().unwrap().get();
+        let (workshop, used) = (Workshop::open("bench").unwrap(), Mutex::default());
+        let used: &'static Mutex<HashSet<_>> = Box::leak(Box::new(used));
+        let all = (0..processors * 8).map(|_| {
+            workshop.run("noting a thread", move || {
+                used.lock().unwrap().insert(thread::current().id());
+                thread::yield_now();
+                Ok(getpriority_process(None).unwrap())
+            })
+        });
+        let own = getpriority_process(None).unwrap();
+        for nice in futures_util::future::join_all(all).await {
+            assert_eq!(nice.unwrap(), (own + NICE).min(19));
+        }
+        assert!(used.lock().unwrap().len() <= processors);
+    }
+
+    #[tokio::test]
+    async fn who_lets_go_of_it_waits_for_nobody() {
+        let workshop = Workshop::open("bench").unwrap();
+        let (go, wait) = mpsc::channel::<()>();
+        let (begun, beginning) = tokio::sync::oneshot::channel();
+        let working = workshop.run("waiting", move || {
+            let _ = begun.send(());
+            let _ = wait.recv();
+            Ok(())
+        });
+        let mut working = Box::pin(working);
+        tokio::select! {
+            _ = &mut working => panic!("it waits"),
+            begun = beginning => begun.unwrap(),
+        }
+        drop(working);
+        drop(workshop);
+        drop(go);
+    }
+}

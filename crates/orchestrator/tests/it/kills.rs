@@ -7,7 +7,10 @@ use mosaic_types::{
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::rig::{FOREVER, PATIENCE, Spoke, git};
+use crate::{
+    rig::{FOREVER, PATIENCE, Spoke, git},
+    sandbox::rig::write_program,
+};
 
 #[tokio::test]
 async fn a22_a_killed_agents_uncommitted_work_is_salvaged() {
@@ -460,4 +463,49 @@ async fn a8_what_cannot_be_proven_dead_is_unverified_and_keeps_its_slot_until_it
     assert_eq!(spoke.finished(next).await.state, ObservedState::Killed);
     spoke.stop().await;
     drop(freezer);
+}
+
+/// Shims that hang take up every turn to start: who waits for one has no process, and is killed as fast as any.
+#[tokio::test]
+async fn a30_agents_come_up_a_few_at_a_time_and_a_kill_waits_for_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (hang, begun) = (folder.path().join("hang"), folder.path().join("begun"));
+    let shim = folder.path().join("shim");
+    let script = format!(
+        "#!/bin/sh\nif test -e {hang}; then echo $$ >> {begun}; exec sleep 1000; fi\nexec {real} \"$@\"\n",
+        hang = hang.display(),
+        begun = begun.display(),
+        real = env!("CARGO_BIN_EXE_mosaic-sandbox"),
+    );
+    write_program(&shim, &script);
+    let spoke = Spoke::start_with(|config| config.sandbox.program = Some(shim)).await;
+    std::fs::write(&hang, "").unwrap();
+    let turns = std::thread::available_parallelism().unwrap().get();
+    let mut agents = Vec::new();
+    for _ in 0..turns + 1 {
+        agents.push(spoke.spawn(FOREVER).await);
+    }
+    let home = |agent: &AgentId| spoke.data_dir().join(format!("agents/{agent}/home"));
+    let ready = async {
+        let count = || std::fs::read_to_string(&begun).map_or(0, |text| text.lines().count());
+        while count() < turns || !agents.iter().all(|agent| home(agent).exists()) {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.unwrap();
+    let (status, report) = spoke.call(Method::POST, "/agents/kill-all", None).await;
+    assert_eq!(status, StatusCode::OK, "{report}");
+    assert_eq!(report["killed"], turns + 1, "{report}");
+    let never_started = report["agents"].as_array().unwrap().iter();
+    let never_started = never_started.filter(|agent| agent["proof"]["method"] == "never-started");
+    assert_eq!(never_started.count(), 1, "{report}");
+    std::fs::remove_file(&hang).unwrap();
+    for agent in agents {
+        let status = spoke.finished(agent).await;
+        assert_eq!(status.state, ObservedState::Killed, "{status:#?}");
+    }
+    let after = spoke.spawn("true").await;
+    let status = spoke.finished(after).await;
+    assert_eq!(status.state, ObservedState::Completed, "no turn is lost");
+    spoke.stop().await;
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     docker::rig::Docked,
-    rig::{self, FOREVER, Spoke, git},
+    rig::{self, FOREVER, Spoke, git, lives},
     sandbox::rig::skip_unless,
 };
 
@@ -337,7 +337,7 @@ async fn a_kill_without_a_daemon_takes_containers() {
     let report = killed_all(docked.spoke.data_dir(), &[]);
     assert_eq!(agents_of(&report), [agent.to_string()], "{report:#}");
     assert!(report["agents"][0]["container"].is_string(), "{report:#}");
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!lives(pid));
     docked.spoke.restart().await;
     let status = docked.spoke.finished(agent).await;
     is_killed_and_salvaged(&docked.spoke, agent, &status);

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use mosaic_e2e::system::free_port;
 use mosaic_node::Node;
 use mosaic_orchestrator::app::{self, Config, Running};
 use mosaic_types::{
@@ -63,6 +64,16 @@ pub(super) fn git(dir: &Path, args: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Whether a process can still do something. One that is dead stays on the table until its parent, an engine's say, has
+/// looked at it.
+pub(crate) fn lives(pid: u64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 fn make_repository(dir: &Path) {
@@ -555,14 +566,6 @@ fn http_client() -> reqwest::Client {
     // A provider that another test of this process installed is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
-}
-
-fn free_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 fn admin_token(data_dir: &Path) -> String {

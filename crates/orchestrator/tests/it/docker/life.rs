@@ -4,7 +4,7 @@ use mosaic_types::agent::{EndReason, ObservedState};
 use serde_json::json;
 
 use super::rig::{Docked, docker};
-use crate::rig::{FOREVER, git};
+use crate::rig::{FOREVER, git, lives};
 
 #[tokio::test]
 async fn an_agents_work_comes_home_from_its_container() {
@@ -49,9 +49,10 @@ async fn a11_a14_a_kill_ends_everything_in_the_container() {
     let agent = docked.spoke.spawn(script).await;
     docked.spoke.wrote(agent, "at-work").await;
     let pid = docked.inspect(agent)["State"]["Pid"].as_u64().unwrap();
+    assert!(lives(pid));
     let report = docked.spoke.kill(agent).await;
     assert_eq!(report["outcome"], "killed", "{report}");
-    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!lives(pid));
     let status = docked.spoke.finished(agent).await;
     assert_eq!(status.state, ObservedState::Killed);
     let salvaged = git(
