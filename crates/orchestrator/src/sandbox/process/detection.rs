@@ -10,6 +10,7 @@ use std::{
 
 use mosaic_types::AgentId;
 use rustix::process::{PidfdFlags, Resource, getrlimit, pidfd_open, setrlimit};
+use tracing::warn;
 
 use super::{ProcessSandbox, ProcessSandboxConfig};
 use crate::sandbox::{
@@ -64,6 +65,13 @@ impl ProcessSandbox {
                         let list = Network::Allow(EgressRules::default());
                         sandbox.containment.egress = sandbox.containment.egress
                             && sandbox.try_out(&config.data_dir, list).is_ok();
+                        if !tried.is_empty() {
+                            warn!(
+                                tried = tried.join("; "),
+                                found = %sandbox.containment,
+                                "what would contain agents better does not work here"
+                            );
+                        }
                         return Ok(sandbox);
                     }
                     Err(error) => {

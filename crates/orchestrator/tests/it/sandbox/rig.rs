@@ -117,6 +117,8 @@ impl Rig {
         if !skip_unless(installed, engine.program()) {
             return None;
         }
+        // What it says of a containment that does not work here is what a failure is explained by.
+        let _ = tracing_subscriber::fmt().with_test_writer().try_init();
         let sandbox = ProcessSandbox::detect(&config).unwrap();
         let has_cgroup = sandbox.containment().cgroup != CgroupSupport::None;
         if !without_cgroup {
