@@ -33,6 +33,7 @@ mod init_link;
 mod link;
 mod masked;
 mod output;
+mod own_engine;
 mod session;
 pub(super) mod warm;
 

@@ -6,7 +6,6 @@ use std::{
     io::{self, PipeReader, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -23,14 +22,14 @@ use super::{
     link::{Greeting, Link},
     masked::MaskedSpool,
     output::{drain, pump},
+    own_engine::{OwnEngine, Starts},
     warm,
 };
 use crate::sandbox::{
     ExitStatus, Network,
     cgroup::Group,
-    containment::{Engine, EngineKind},
+    containment::EngineKind,
     egress::{self, Proxy, Refusals},
-    engine,
     files::{self, GO, InitPlan, InitSays, Plan, Starter},
     filesystem::View,
     identity::{self, ProcessIdentity},
@@ -66,24 +65,20 @@ enum Phase {
     Running,
 }
 
-/// The engine that the shim started itself. A container's belongs to the host.
-struct OwnEngine {
-    child: Child,
-    pidfd: OwnedFd,
-}
-
 pub(super) struct Session {
     agent_dir: PathBuf,
     control: Control,
     spool: MaskedSpool,
+    /// The engine that the shim started itself. A container's belongs to the host.
     engine: Option<OwnEngine>,
+    /// Starts it again, until there is a namespace.
+    starts: Option<Starts>,
     link: Link,
     heard: Vec<u8>,
     init_pidfd: Option<OwnedFd>,
     stdout: Option<PipeReader>,
     stderr: Option<PipeReader>,
-    /// What the engine itself has to say. Of interest only if nothing came of it; a few lines, which
-    /// wait in the pipe.
+    /// What the engine itself has to say.
     complaints: Option<PipeReader>,
     /// The agent's way out, if it has an allow-list, and what was refused there.
     egress: Option<(Proxy, Refusals)>,
@@ -130,36 +125,30 @@ impl Session {
                 .map(|dir| egress::socket_in(&dir)),
         };
         let streams = [stdin.into(), stdout_writer.into(), stderr_writer.into()];
-        let (engine, link, complaints) = match (&plan.starter, waiting) {
+        let (engine, starts, link, complaints) = match (plan.starter, waiting) {
             (_, Some(link)) => {
                 let greeting = Greeting::new(&init_plan, streams)?;
                 link.greet(&greeting)
                     .map_err(|error| explain("reach the waiting init", &error))?;
-                (None, link, None)
+                (None, None, link, None)
             }
             (Starter::Engine(program), None) => {
                 let view =
                     View::of(&launch).map_err(|error| explain("find the paths to bind", &error))?;
-                let (link, theirs) = Link::pair()?;
-                let (complaints, writer) = io::pipe()?;
-                let engine = start_engine(program, &view, &launch.network, theirs, writer)?;
-                init_plan.filesystem = (program.kind == EngineKind::Unshare).then_some(view);
+                init_plan.filesystem = (program.kind == EngineKind::Unshare).then(|| view.clone());
                 let greeting = Greeting::new(&init_plan, streams)?;
-                if let Err(error) = link.greet(&greeting) {
-                    let mut child = engine.child;
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(explain("reach the namespace", &error));
-                }
-                (Some(engine), link, Some(complaints))
+                let mut starts = Starts::new(program, view, launch.network, greeting);
+                let started = starts.next()?.ok_or(io::ErrorKind::InvalidInput)?;
+                let (engine, complaints) = (Some(started.engine), Some(started.complaints));
+                (engine, Some(starts), started.link, complaints)
             }
             (Starter::Container { socket }, None) => {
                 let greeting = Greeting::new(&init_plan, streams)?;
-                let link = Link::listen(socket, Some(greeting))
+                let link = Link::listen(&socket, Some(greeting))
                     .map_err(|error| explain("listen for the init", &error))?;
                 // A daemon that is gone shows at its other end.
                 let _ = writeln!(io::stdout(), "{LISTENING}");
-                (None, link, None)
+                (None, None, link, None)
             }
         };
         Ok(Self {
@@ -167,6 +156,7 @@ impl Session {
             control,
             spool,
             engine,
+            starts,
             link,
             heard: Vec::new(),
             init_pidfd: None,
@@ -226,7 +216,7 @@ impl Session {
             return Ok(Some(ended));
         }
         if engine && !link {
-            return self.engine_ended().map(Some);
+            return self.engine_ended();
         }
         if control && self.phase != Phase::Running {
             return self.listen();
@@ -301,7 +291,7 @@ impl Session {
         };
         let sender = match receive(socket, &mut self.heard)? {
             Heard::Nothing => return Ok(None),
-            Heard::End => return Ok(Some(self.ended_in_silence())),
+            Heard::End => return self.ended_in_silence(),
             Heard::Bytes { sender } => sender,
         };
         while let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
@@ -344,6 +334,7 @@ impl Session {
         }
         files::write(&self.agent_dir.join(files::INIT), &init)?;
         self.init_pidfd = Some(pidfd);
+        self.starts = None;
         self.phase = Phase::Ready;
         // A daemon that is gone shows at its other end.
         let _ = writeln!(io::stdout(), "{READY}");
@@ -353,23 +344,41 @@ impl Session {
 
     /// The engine is gone. The init may have spoken after its socket was looked at and before the
     /// engine was, in the same turn.
-    fn engine_ended(&mut self) -> io::Result<Ended> {
-        let last_word = self.hear()?;
-        Ok(last_word.unwrap_or_else(|| self.ended_in_silence()))
+    fn engine_ended(&mut self) -> io::Result<Option<Ended>> {
+        if let Some(ended) = self.hear()? {
+            return Ok(Some(ended));
+        }
+        match &self.engine {
+            // Another was started meanwhile.
+            Some(engine) if !identity::is_dead(&engine.pidfd)? => Ok(None),
+            _ => self.ended_in_silence(),
+        }
     }
 
-    /// The init or the engine is gone and has not said how the agent ended.
-    fn ended_in_silence(&mut self) -> Ended {
-        match self.phase {
-            Phase::Running => Ended {
+    /// The init or the engine is gone and has not said how the agent ended. Before there was a namespace the engine is
+    /// tried again.
+    fn ended_in_silence(&mut self) -> io::Result<Option<Ended>> {
+        if self.phase == Phase::Running {
+            return Ok(Some(Ended {
                 // Nothing but SIGKILL, from outside, ends an init.
                 status: ExitStatus::Signal(9),
                 detail: Some("the namespace was killed from outside".into()),
-            },
-            _ => Ended::not_started(
-                "the engine ended before the namespace was ready; see the output",
-            ),
+            }));
         }
+        let next = self.starts.as_mut().map(Starts::next).transpose()?;
+        let Some(started) = next.flatten() else {
+            return Ok(Some(Ended::not_started(
+                "the engine ended before the namespace was ready; see the output",
+            )));
+        };
+        if let Some(mut ended) = self.engine.replace(started.engine) {
+            let _ = ended.child.kill();
+            let _ = ended.child.wait();
+        }
+        self.link = started.link;
+        self.heard.clear();
+        self.complaints = Some(started.complaints);
+        Ok(None)
     }
 
     /// Kills the namespace and returns when it is dead, however long the kernel takes: an exit
@@ -398,32 +407,5 @@ impl Session {
             let _ = engine.child.kill();
         }
         let _ = engine.child.wait();
-    }
-}
-
-/// Starts the engine with our end of its link as its standard output.
-fn start_engine(
-    program: &Engine,
-    view: &View,
-    network: &Network,
-    theirs: OwnedFd,
-    complaints: io::PipeWriter,
-) -> io::Result<OwnEngine> {
-    let mut child = engine::command(program, view, network)
-        .stdin(Stdio::from(File::open("/proc/self/exe")?))
-        .stdout(Stdio::from(theirs))
-        .stderr(Stdio::from(complaints))
-        .spawn()
-        .map_err(|error| explain("start the engine", &error))?;
-    let pidfd = identity::to_pid(child.id())
-        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
-        .and_then(|pid| Ok(pidfd_open(pid, PidfdFlags::empty())?));
-    match pidfd {
-        Ok(pidfd) => Ok(OwnEngine { child, pidfd }),
-        Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(explain("watch the engine", &error))
-        }
     }
 }

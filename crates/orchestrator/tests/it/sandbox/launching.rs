@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -11,7 +12,7 @@ use mosaic_orchestrator::sandbox::{
     Sandbox, SandboxError, Scope, process::ProcessSandboxConfig, spool::Stream,
 };
 
-use super::rig::{self, LIMIT, Rig, on_both_engines, sh, soon};
+use super::rig::{self, LIMIT, Rig, on_both_engines, sh, skip_unless, soon, write_program};
 
 on_both_engines! {
     async fn a_program_that_is_not_there_never_started(rig) {
@@ -146,17 +147,14 @@ fn no_engine_is_an_error_that_says_what_was_tried() {
     );
 }
 
-/// The shim by itself, with an engine that only complains.
-#[test]
-fn what_a_failing_engine_says_is_in_the_spool() {
+/// The shim by itself, with this engine, told to go at once; what its agent said to standard error, and its exit record.
+fn run_shim(kind: EngineKind, engine: &Path, script: &str) -> (String, String) {
     let dir = tempfile::tempdir().unwrap();
-    // It knows none of an engine's options, says so and goes.
-    let engine = "/bin/cat";
     let launch = LaunchSpec {
         agent_id: mosaic_types::AgentId::generate(),
         scope: Scope::Local,
         agent_dir: dir.path().to_owned(),
-        argv: vec!["true".into()],
+        argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
         env: [].into(),
         cwd: "/".into(),
         stdin: None,
@@ -170,12 +168,12 @@ fn what_a_failing_engine_says_is_in_the_spool() {
     };
     let plan = serde_json::json!({
         "launch": launch,
-        "starter": { "engine": { "kind": EngineKind::Unshare, "path": engine } },
+        "starter": { "engine": { "kind": kind, "path": engine } },
         "cgroup": null,
         "shimCgroup": null,
         "limitGroups": [],
     });
-    let mut shim = Command::new(env!("CARGO_BIN_EXE_mosaic-orchestrator"))
+    let mut shim = Command::new(env!("CARGO_BIN_EXE_mosaic-sandbox"))
         .arg("sandbox-shim")
         .arg(dir.path())
         .stdin(Stdio::piped())
@@ -184,13 +182,41 @@ fn what_a_failing_engine_says_is_in_the_spool() {
         .unwrap();
     // Held open: its end would mean that the daemon is gone.
     let mut control = shim.stdin.take().unwrap();
-    control.write_all(format!("{plan}\n").as_bytes()).unwrap();
+    control
+        .write_all(format!("{plan}\ngo\n").as_bytes())
+        .unwrap();
     shim.wait().unwrap();
     drop(control);
     let said = rig::text(&dir.path().join("spool"), Stream::Stderr);
     let exit = fs::read_to_string(dir.path().join("exit.json")).unwrap_or_default();
+    (said, exit)
+}
+
+#[test]
+fn what_a_failing_engine_says_is_in_the_spool() {
+    // It knows none of an engine's options, says so and goes.
+    let (said, exit) = run_shim(EngineKind::Unshare, Path::new("/bin/cat"), "true");
     assert!(
         said.contains("option"),
         "it said {said:?}, and the shim {exit}"
     );
+}
+
+/// As bubblewrap does when a mount of the host goes away under it.
+#[test]
+fn an_engine_that_ends_before_there_is_a_namespace_is_started_again() {
+    if !skip_unless(Path::new("/usr/bin/bwrap").is_file(), "bubblewrap") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, starts) = (dir.path().join("engine"), dir.path().join("starts"));
+    let script = format!(
+        "#!/bin/sh\necho start >> {starts}\nif test $(wc -l < {starts}) -lt 4; then echo a mount is gone >&2; exit 1; fi\nexec /usr/bin/bwrap \"$@\"\n",
+        starts = starts.display()
+    );
+    write_program(&engine, &script);
+    let (said, exit) = run_shim(EngineKind::Bubblewrap, &engine, "echo once >&2; exit 7");
+    assert_eq!(fs::read_to_string(&starts).unwrap().lines().count(), 4);
+    assert!(exit.contains("{\"code\":7}"), "{exit}");
+    assert_eq!(said, "once\n", "nothing is told of what came right");
 }
