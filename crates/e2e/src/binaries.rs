@@ -35,7 +35,13 @@ pub fn use_from(dir: PathBuf) {
 }
 
 impl Binary {
-    const ALL: [Self; 3] = [Self::Cli, Self::Hub, Self::Orchestrator];
+    /// With what an orchestrator looks for beside itself.
+    const NAMES: [&str; 4] = [
+        "mosaic",
+        "mosaic-hub",
+        "mosaic-orchestrator",
+        "mosaic-sandbox",
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -53,10 +59,7 @@ impl Binary {
     pub fn path(self) -> PathBuf {
         DIR.get_or_init(|| {
             let dir = profile_dir();
-            if !Self::ALL
-                .iter()
-                .all(|binary| is_fresh(&dir.join(binary.name())))
-            {
+            if !Self::NAMES.iter().all(|name| is_fresh(&dir.join(name))) {
                 build(&dir);
             }
             dir

@@ -1,7 +1,9 @@
 //! Processes whose time stands still.
 
 use std::{
-    fs, io, thread,
+    fs, io,
+    path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -36,12 +38,14 @@ pub fn stop(pids: &[Pid]) -> io::Result<()> {
 fn goes_on(pid: Pid) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()));
     tasks.into_iter().flatten().flatten().any(|task| {
-        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        // The name before it may have anything in it, parentheses too.
-        let state = stat
-            .rsplit(") ")
-            .next()
-            .and_then(|rest| rest.chars().next());
-        state.is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
+        state_of(&task.path()).is_some_and(|state| !matches!(state, 'T' | 't' | 'Z' | 'X'))
     })
+}
+
+/// The state of a process or thread by its folder in `/proc`, as proc(5) names it; `None` if it is gone.
+#[must_use]
+pub fn state_of(folder: &Path) -> Option<char> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    // The name before it may have anything in it, parentheses too.
+    stat.rsplit_once(") ")?.1.chars().next()
 }

@@ -141,7 +141,7 @@ pub async fn launch(
     if around.hold.covers(cell.scope()) {
         return Err(SpawnFailed::Held);
     }
-    // Groups are made and a process is started: a thread that kills may need is not held up by that.
+    // Groups are made and a process is started, which takes a while where a machine is busy.
     let handle = aside(|| {
         let prepared = sandbox
             .prepare(spec)
@@ -170,7 +170,7 @@ pub async fn launch(
     }
 }
 
-/// Does what blocks for a moment, where the runtime can go on without this thread.
+/// Does what blocks for a moment; the runtime goes on without this thread, where it has others.
 fn aside<T>(work: impl FnOnce() -> T) -> T {
     let can = Handle::try_current()
         .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);

@@ -44,13 +44,22 @@ async fn ctrl_c_of_dev_kills_every_agent_before_it_ends() {
 
 /// What the demo, or `dev`, has said when the signal comes.
 async fn interrupted(world: &World, args: &[&str], when: &str) -> (Option<i32>, String) {
+    interrupted_at(&Binary::Cli.path(), world, args, when).await
+}
+
+async fn interrupted_at(
+    program: &Path,
+    world: &World,
+    args: &[&str],
+    when: &str,
+) -> (Option<i32>, String) {
     let name = when
         .split_ascii_whitespace()
         .next()
         .unwrap_or("at-once")
         .to_owned();
     let [out, err] = ["out", "err"].map(|end| world.path(&format!("signal-{name}.{end}")));
-    let mut child = Command::new(Binary::Cli.path())
+    let mut child = Command::new(program)
         .args(args)
         .current_dir(world.repository())
         .env_clear()
@@ -109,5 +118,19 @@ async fn ctrl_c_of_the_demo_leaves_nothing_at_any_moment() {
             "{step}: {said}"
         );
     }
+    world.nothing_is_left().await;
+}
+
+/// As `cargo run -- demo` leaves it on a fresh machine: `mosaic`, and nothing beside it.
+#[tokio::test]
+async fn the_demo_needs_no_executable_but_its_own() {
+    let world = World::new();
+    std::fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let alone = folder.path().join("mosaic");
+    std::fs::hard_link(Binary::Cli.path(), &alone).unwrap();
+    let (code, said) = interrupted_at(&alone, &world, &["demo", "--yes"], "never said").await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("Every step proved itself"), "{said}");
     world.nothing_is_left().await;
 }

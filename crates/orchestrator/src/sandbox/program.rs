@@ -1,7 +1,7 @@
 //! The executable of shims and inits: `mosaic-sandbox` beside the daemon's own, or else the daemon's own.
 //!
 //! Two of an agent's processes are it. Each maps some 1 MiB of the small one and 5 MiB of the daemon's, and whatever is
-//! mapped is unmapped at a kill, agent by agent: of a kill-all of many that is a third. A daemon that was deployed
+//! mapped is unmapped at a kill, agent by agent: of a kill-all of many that is a quarter. A daemon that was deployed
 //! alone, or beside another build's, does with its own, and says so.
 
 use std::{

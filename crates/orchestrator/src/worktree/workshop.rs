@@ -1,7 +1,7 @@
 //! Threads for heavy work on files and objects: as many as there are processors, behind everything else.
 //!
 //! Trees that are made and work that is brought home take a processor for as long as a repository is large. As many
-//! threads as agents would leave nothing to a kill (A30); these are few, and the kernel runs them when nobody else wants to.
+//! threads as agents would leave nothing to a kill (A30); these are few, and give way to whoever else wants a processor.
 //! What waits for a network or for another process has no place here: it would keep others waiting.
 
 use std::{num::NonZeroUsize, thread};
@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::WorktreeError;
 
-/// Below agents, which are at 5.
+/// As the daemon's own niceness and this much more: behind agents, which add 5.
 const NICE: i32 = 10;
 
 /// See the module documentation.
@@ -75,7 +75,7 @@ mod tests {
     #[tokio::test]
     async fn work_is_done_by_few_threads_which_stand_back() {
         let processors = thread::available_parallelism().unwrap().get();
-        let (workshop, used) = (Workshop::open("bench").unwrap(), Mutex::default());
+        let (workshop, used) = (Workshop::open("workshop").unwrap(), Mutex::default());
         let used: &'static Mutex<HashSet<_>> = Box::leak(Box::new(used));
         let all = (0..processors * 8).map(|_| {
             workshop.run("noting a thread", move || {
@@ -93,7 +93,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_lets_go_of_it_waits_for_nobody() {
-        let workshop = Workshop::open("bench").unwrap();
+        let workshop = Workshop::open("workshop").unwrap();
         let (go, wait) = mpsc::channel::<()>();
         let (begun, beginning) = tokio::sync::oneshot::channel();
         let working = workshop.run("waiting", move || {

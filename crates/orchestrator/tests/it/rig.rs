@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use mosaic_e2e::system::free_port;
+use mosaic_e2e::{standstill::state_of, system::free_port};
 use mosaic_node::Node;
 use mosaic_orchestrator::app::{self, Config, Running};
 use mosaic_types::{
@@ -69,11 +69,8 @@ pub(super) fn git(dir: &Path, args: &[&str]) -> String {
 /// Whether a process can still do something. One that is dead stays on the table until its parent, an engine's say, has
 /// looked at it.
 pub(crate) fn lives(pid: u64) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    let folder = PathBuf::from(format!("/proc/{pid}"));
+    state_of(&folder).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 fn make_repository(dir: &Path) {
@@ -445,11 +442,8 @@ impl Spoke {
         let pids: Vec<String> = procs
             .flat_map(|pids| pids.lines().map(ToOwned::to_owned).collect::<Vec<_>>())
             .collect();
-        pids.iter().any(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit_once(')')
-                .is_some_and(|(_, rest)| rest.starts_with(" D"))
-        })
+        pids.iter()
+            .any(|pid| state_of(&Path::new("/proc").join(pid)) == Some('D'))
     }
 
     /// What is asked from here on comes by connections that are yet to be made.

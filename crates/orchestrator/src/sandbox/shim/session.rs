@@ -371,6 +371,10 @@ impl Session {
                 "the engine ended before the namespace was ready; see the output",
             )));
         };
+        let _ = writeln!(
+            io::stderr(),
+            "shim: the engine ended before there was a namespace; it was started again"
+        );
         if let Some(mut ended) = self.engine.replace(started.engine) {
             let _ = ended.child.kill();
             let _ = ended.child.wait();

@@ -27,6 +27,20 @@ fn what_is_beside_the_daemon_is_used_if_it_is_of_the_same_build() {
 }
 
 #[tokio::test]
+async fn a_daemon_that_is_deployed_alone_holds_its_agents_by_its_own_executable() {
+    for engine in [EngineKind::Bubblewrap, EngineKind::Unshare] {
+        let daemon = Program::at(env!("CARGO_BIN_EXE_mosaic-orchestrator").into());
+        let Some(rig) = Rig::with_program(engine, false, daemon) else {
+            continue;
+        };
+        let agent = rig.run(sh("exit 7")).await;
+        let record = agent.handle.wait_exit().await.unwrap();
+        assert_eq!(record.status, ExitStatus::Code(7));
+        rig.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn what_was_found_is_used_whatever_takes_its_place() {
     fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
