@@ -194,12 +194,15 @@ fn run_shim(kind: EngineKind, engine: &Path, script: &str) -> (String, String) {
 
 #[test]
 fn what_a_failing_engine_says_is_in_the_spool() {
-    // It knows none of an engine's options, says so and goes.
-    let (said, exit) = run_shim(EngineKind::Unshare, Path::new("/bin/cat"), "true");
-    assert!(
-        said.contains("option"),
-        "it said {said:?}, and the shim {exit}"
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, starts) = (dir.path().join("engine"), dir.path().join("starts"));
+    let script = format!(
+        "#!/bin/sh\necho start >> {starts}\necho start $(wc -l < {starts}) came to nothing >&2\n",
+        starts = starts.display()
     );
+    write_program(&engine, &script);
+    let (said, exit) = run_shim(EngineKind::Unshare, &engine, "true");
+    assert_eq!(said, "start 5 came to nothing\n", "the last word; {exit}");
 }
 
 /// As bubblewrap does when a mount of the host goes away under it.
