@@ -44,6 +44,7 @@ macro_rules! contract_suite {
                     a_peer_has_its_share_and_no_more,
                     unexpired_claims_are_told_after_a_restart,
                     a_sweep_forgets_only_what_expired,
+                    a_message_whose_claim_was_swept_is_never_fresh_again,
                     one_of_many_concurrent_claims_is_fresh,
                     the_first_kept_response_stays,
                     a_response_needs_a_claim_and_has_a_bound;

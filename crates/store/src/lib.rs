@@ -47,7 +47,9 @@ pub trait Store: Send + Sync + 'static {
     // ---- claims: a message of a peer is executed at most once ----
 
     /// Claims `(peer, message_id)`. Durable when it answers. Refuses with [`StoreError::Full`] when the table
-    /// of unexpired claims is full, or the peer's share of it (F12).
+    /// of unexpired claims is full, or the peer's share of it (F12). What is on no record and would expire when claims
+    /// did that were swept is [`ClaimOutcome::Forgotten`], over restarts, too; nothing is that expires later than all of
+    /// them (F10).
     async fn claim(&self, claim: Claim) -> Result<ClaimOutcome, StoreError>;
 
     /// Keeps the signed response to a claimed message, for those who ask again.
@@ -58,7 +60,7 @@ pub trait Store: Send + Sync + 'static {
         response: Vec<u8>,
     ) -> Result<(), StoreError>;
 
-    /// Forgets claims (and their responses) that expired before `now`. Answers how many.
+    /// Forgets claims (and their responses) that expired before `now`, but not when that was. Answers how many.
     async fn sweep_claims(&self, now: Timestamp) -> Result<u64, StoreError>;
 
     /// Claims that have not expired at `now`, the last to expire first, at most `limit`. For a restart.

@@ -83,6 +83,9 @@ pub enum ClaimOutcome {
     },
     /// It was claimed before with another digest.
     Conflict,
+    /// It is on no record, but expires when claims did that were swept, because the clock was set back: whether it was
+    /// claimed before cannot be told. Do not execute it. It is not claimed.
+    Forgotten,
 }
 
 /// An invitation that was given out as a peering token.

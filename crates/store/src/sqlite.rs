@@ -15,6 +15,7 @@ mod claims;
 mod commands;
 mod connections;
 mod folder;
+mod forgotten;
 mod kill_intents;
 mod leases;
 mod readers;
@@ -113,6 +114,7 @@ impl SqliteStore {
         let facts = Facts {
             tip: audit_trail::Tip::load(&connection)?,
             claims: claims::Claims::load(&connection)?,
+            forgotten: forgotten::Forgotten::load(&connection)?,
             agents: count("SELECT count(*) FROM agents", StoreError::Agents)?,
             remote_agents: count(
                 "SELECT count(*) FROM remote_agents",

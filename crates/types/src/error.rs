@@ -70,6 +70,8 @@ error_codes! {
     Conflict = "conflict", 409, false;
     /// The message was claimed, and its outcome is not on record (yet): ask for the effect, don't repeat it.
     OutcomeUnknown = "outcome-unknown", 409, true;
+    /// The node's clock was set back: whether the message was executed before cannot be told, so it is not executed.
+    ClockSetBack = "clock-set-back", 503, true;
     /// A connection was changed by somebody else meanwhile.
     VersionConflict = "version-conflict", 409, true;
     /// The connection's state does not allow it.

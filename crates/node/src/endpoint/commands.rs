@@ -184,6 +184,7 @@ impl Endpoint {
             }) => return Executed::done(bytes.into()),
             Ok(ClaimOutcome::Repeated { response: None }) => return refuse(outcome_unknown()),
             Ok(ClaimOutcome::Conflict) => return refuse(conflict()),
+            Ok(ClaimOutcome::Forgotten) => return refuse(clock_set_back()),
             Err(error) => return refuse(store_refusal(&error)),
         }
         let bytes = self.run(connection, claimable, Claimed::Fresh, now).await;
@@ -353,6 +354,16 @@ pub(super) fn outcome_unknown() -> Refusal {
     Refusal::new(
         ErrorCode::OutcomeUnknown,
         "the message was claimed before, and its outcome is not on record (yet)",
+    )
+}
+
+pub(super) fn clock_set_back() -> Refusal {
+    tracing::warn!(
+        "the clock was set back: a message that may have been executed before was refused"
+    );
+    Refusal::new(
+        ErrorCode::ClockSetBack,
+        "the clock of this node was set back, and whether this message was executed before is forgotten; nothing was done",
     )
 }
 

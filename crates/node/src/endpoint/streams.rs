@@ -102,6 +102,7 @@ impl Endpoint {
             // A stream is not kept: to go on with it, ask for what came after the last event, in a new message.
             Ok(ClaimOutcome::Repeated { .. }) => return Err(refuse(commands::outcome_unknown())),
             Ok(ClaimOutcome::Conflict) => return Err(refuse(commands::conflict())),
+            Ok(ClaimOutcome::Forgotten) => return Err(refuse(commands::clock_set_back())),
             Err(error) => return Err(refuse(store_refusal(&error))),
         }
         let admitted: AdmittedCommand = claimable.admit(Claimed::Fresh)?;

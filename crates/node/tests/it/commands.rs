@@ -1,4 +1,4 @@
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use mosaic_federation::command::CommandBuilder;
 use mosaic_node::HttpLimits;
@@ -20,6 +20,40 @@ async fn f10_a_replay_gets_the_kept_bytes_and_executes_nothing() {
         assert_eq!(pair.send(&command).await, first);
     }
     assert_eq!(pair.spoke.handler.executed(), 1);
+    pair.stop().await;
+}
+
+/// F10: a clock that was ahead and is set back makes a message fresh again whose claim was forgotten meanwhile. It is not
+/// executed, nor any other that cannot be told from such a one; a kill is, and so is what was signed since.
+#[tokio::test]
+async fn f10_a_clock_set_back_makes_no_message_fresh_again() {
+    let pair = Pair::connected().await;
+    let seal = |command_type, payload: &Value, ttl_secs| {
+        CommandBuilder::new(pair.spoke.node.instance_id(), command_type)
+            .ttl_secs(ttl_secs)
+            .seal(pair.hub.node.identity(), payload, Timestamp::now())
+            .unwrap()
+    };
+    let spawn = seal(CommandType::AgentSpawn, &spawn_payload(), 60);
+    let status = seal(CommandType::AgentStatus, &agent(), 200);
+    let kill = seal(CommandType::AgentKill, &agent(), 60);
+    for command in [&spawn, &status] {
+        pair.data::<Value>(command, &pair.send(command).await);
+    }
+    let ahead = Timestamp::now().saturating_add(Duration::from_secs(600));
+    let swept = pair.spoke.node.store().sweep_claims(ahead).await.unwrap();
+    assert!(swept >= 2, "{swept}");
+
+    let unheard = seal(CommandType::AgentStatus, &agent(), 100);
+    for command in [&spawn, &status, &unheard] {
+        let refused = pair.refusal(command, &pair.send(command).await);
+        assert_eq!(refused.code, ErrorCode::ClockSetBack);
+    }
+    assert_eq!(pair.spoke.handler.executed(), 2);
+    pair.data::<Value>(&kill, &pair.send(&kill).await);
+    let later = seal(CommandType::AgentStatus, &agent(), 300);
+    pair.data::<Value>(&later, &pair.send(&later).await);
+    assert_eq!(pair.spoke.handler.executed(), 4);
     pair.stop().await;
 }
 

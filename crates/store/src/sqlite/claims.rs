@@ -6,6 +6,7 @@ use mosaic_types::{InstanceId, MessageId, Timestamp};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{
+    forgotten,
     rows::{millis, number, parse, time},
     writer::Tx,
 };
@@ -85,6 +86,9 @@ pub(super) fn claim(tx: &mut Tx<'_>, claim: &Claim) -> Result<ClaimOutcome, Stor
         Some(_) => return Ok(ClaimOutcome::Conflict),
         None => {}
     }
+    if tx.facts.forgotten.may_hold(claim.expires_at) {
+        return Ok(ClaimOutcome::Forgotten);
+    }
     if tx.facts.claims.total >= tx.limits.max_claims
         || tx.facts.claims.of(&claim.peer) >= tx.limits.max_claims_per_peer
     {
@@ -140,20 +144,24 @@ pub(super) fn keep_response(
 pub(super) const SWEEP_BATCH: u32 = 2_000;
 
 pub(super) fn sweep(tx: &mut Tx<'_>, now: Timestamp) -> Result<u64, StoreError> {
-    let swept: Vec<String> = tx
+    let swept: Vec<(String, i64)> = tx
         .connection
         .prepare_cached(
             "DELETE FROM claims WHERE (peer, message_id) IN
              (SELECT peer, message_id FROM claims INDEXED BY claims_by_expiry
-              WHERE expires_at < ?1 ORDER BY expires_at LIMIT ?2) RETURNING peer",
+              WHERE expires_at < ?1 ORDER BY expires_at LIMIT ?2) RETURNING peer, expires_at",
         )
         .and_then(|mut delete| {
-            let peers = delete.query_map((millis(now), SWEEP_BATCH), |row| row.get(0))?;
-            peers.collect()
+            let swept = delete.query_map((millis(now), SWEEP_BATCH), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+            swept.collect()
         })
         .map_err(StoreError::of(StoreError::Claims))?;
-    tx.facts.claims.remove(&swept);
-    Ok(swept.len() as u64)
+    let (peers, expiries): (Vec<String>, Vec<i64>) = swept.into_iter().unzip();
+    forgotten::keep(tx, expiries)?;
+    tx.facts.claims.remove(&peers);
+    Ok(peers.len() as u64)
 }
 
 /// Claims that have not expired, the last to expire first.

@@ -14,7 +14,7 @@ use mosaic_types::{InstanceId, audit::AuditHead};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
-use super::{audit_trail::Tip, claims::Claims, folder::Folder};
+use super::{audit_trail::Tip, claims::Claims, folder::Folder, forgotten::Forgotten};
 use crate::{Limits, StoreError};
 
 /// Verbs committed at once, at most: bounds how long the first of a group waits for the others.
@@ -39,6 +39,8 @@ pub(super) struct Facts {
     pub(super) tip: Tip,
     /// Rows in `claims`.
     pub(super) claims: Claims,
+    /// Rows in `forgotten_claims`.
+    pub(super) forgotten: Forgotten,
     /// Rows in `agents`.
     pub(super) agents: u64,
     /// Rows in `remote_agents`.

@@ -16,7 +16,7 @@ use super::support::TempBackend;
 use crate::{
     ClaimOutcome, LeaseRecord, Limits, Spent, Store, StoreError,
     audit::verify,
-    contract::samples::{at, event, peer},
+    contract::samples::{at, claim, event, peer},
     records::Claim,
     sqlite::{SqliteStore, schema},
 };
@@ -24,6 +24,7 @@ use crate::{
 const FIXTURE_V1: &str = include_str!("../schema/fixture_v1.sql");
 const FIXTURE_V2: &str = include_str!("../schema/fixture_v2.sql");
 const FIXTURE_V3: &str = include_str!("../schema/fixture_v3.sql");
+const FIXTURE_V4: &str = include_str!("../schema/fixture_v4.sql");
 
 fn user_version(backend: &TempBackend) -> i64 {
     Connection::open(backend.database())
@@ -257,11 +258,37 @@ async fn a_file_of_schema_3_opens_with_kept_kills_and_leases() {
     assert_eq!(user_version(&backend), known);
 }
 
+/// A clock that is set back across an update makes nothing fresh again, either.
+#[tokio::test]
+async fn a_file_of_schema_4_opens_with_what_was_forgotten() {
+    let backend = TempBackend::fresh();
+    let old = Connection::open(backend.database()).unwrap();
+    old.execute_batch(FIXTURE_V4).unwrap();
+    old.close().unwrap();
+    let store = backend.store().unwrap();
+    let forgotten = claim(&peer(1).unwrap(), 1, 30);
+    assert_eq!(
+        store.claim(forgotten).await.unwrap(),
+        ClaimOutcome::Forgotten
+    );
+    let fresh = claim(&peer(1).unwrap(), 1, 31);
+    assert_eq!(store.claim(fresh).await.unwrap(), ClaimOutcome::Fresh);
+    assert_eq!(store.leases().await.unwrap().len(), 1);
+    store.close().await;
+    let known = i64::try_from(schema::STEPS.len()).unwrap();
+    assert_eq!(user_version(&backend), known);
+}
+
 /// Steps that were released: whoever edits one breaks every file that took it.
 #[test]
 fn each_step_makes_what_its_release_made() {
     let backend = TempBackend::fresh();
-    for (steps, fixture) in [(1, FIXTURE_V1), (2, FIXTURE_V2), (3, FIXTURE_V3)] {
+    for (steps, fixture) in [
+        (1, FIXTURE_V1),
+        (2, FIXTURE_V2),
+        (3, FIXTURE_V3),
+        (4, FIXTURE_V4),
+    ] {
         let mut fresh = Connection::open_in_memory().unwrap();
         schema::migrate(&mut fresh, &backend.database(), &schema::STEPS[..steps]).unwrap();
         let old = Connection::open_in_memory().unwrap();
