@@ -62,13 +62,21 @@ pub enum EngineError {
         /// Its words.
         message: String,
     },
+    /// It maps users: an agent would not be the owner of its own files.
+    #[error(
+        "an engine that maps users (`{how}`) keeps agents from their files and is not supported"
+    )]
+    MapsUsers {
+        /// The security option, as the engine names it.
+        how: &'static str,
+    },
 }
 
 impl EngineError {
     /// Whether the same call may go otherwise later.
     #[must_use]
     pub fn retryable(&self) -> bool {
-        !matches!(self, Self::Unfit { .. })
+        !matches!(self, Self::Unfit { .. } | Self::MapsUsers { .. })
     }
 
     /// A refusal of what is asked for, and not of the moment.
@@ -88,7 +96,7 @@ impl EngineError {
         match self {
             Self::TimedOut { .. } | Self::Unreachable { .. } => true,
             Self::Refused { status, .. } => *status >= 500,
-            Self::Unfit { .. } => false,
+            Self::Unfit { .. } | Self::MapsUsers { .. } => false,
         }
     }
 
@@ -96,7 +104,7 @@ impl EngineError {
     pub(super) fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } | Self::Unfit { status, .. } => Some(*status),
-            Self::TimedOut { .. } | Self::Unreachable { .. } => None,
+            Self::TimedOut { .. } | Self::Unreachable { .. } | Self::MapsUsers { .. } => None,
         }
     }
 }
@@ -108,6 +116,21 @@ pub(super) struct Facts {
     pub(super) version: String,
     /// Whether it makes groups where it is told to, as a path.
     pub(super) cgroupfs: bool,
+    /// The security option by which it maps users, if it does.
+    maps_users: Option<&'static str>,
+}
+
+/// The security options of an engine whose uids are not the host's.
+const MAPPING: [&str; 2] = ["userns", "rootless"];
+
+/// Which of them the engine has. They are told as `name=userns`, with more behind a comma or not.
+fn maps_users(options: &[String]) -> Option<&'static str> {
+    let names: Vec<&str> = options
+        .iter()
+        .flat_map(|option| option.split(','))
+        .filter_map(|part| part.strip_prefix("name="))
+        .collect();
+    MAPPING.into_iter().find(|mapping| names.contains(mapping))
 }
 
 /// A container, in what matters to us.
@@ -170,6 +193,7 @@ impl Engine {
                 Facts {
                     version: info.server_version.unwrap_or_default(),
                     cgroupfs,
+                    maps_users: maps_users(&info.security_options.unwrap_or_default()),
                 },
             ))
         };
@@ -184,13 +208,16 @@ impl Engine {
         Ok(config.and_then(|config| config.volumes).unwrap_or_default())
     }
 
-    /// Makes a container; its id.
+    /// Makes a container; its id. An engine that cannot do for agents is not asked.
     pub(super) async fn create(
         &self,
         name: &str,
         body: ContainerCreateBody,
     ) -> Result<String, EngineError> {
-        let (docker, _) = self.client().await?;
+        let (docker, facts) = self.client().await?;
+        if let Some(how) = facts.maps_users {
+            return Err(EngineError::MapsUsers { how });
+        }
         let options = CreateContainerOptionsBuilder::new().name(name).build();
         let create = docker.create_container(Some(options), body);
         let made = within(self.limit * START_FACTOR, "make a container", create).await;
@@ -318,5 +345,27 @@ fn unless_gone<T>(answer: Result<T, EngineError>) -> Result<Option<T>, EngineErr
     match answer {
         Err(error) if error.status() == Some(404) => Ok(None),
         other => other.map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::maps_users;
+
+    #[test]
+    fn engines_that_map_users_say_so_among_their_security_options() {
+        let options = |told: &[&str]| told.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let usual = ["name=apparmor", "name=seccomp,profile=default"];
+        assert_eq!(maps_users(&options(&usual)), None);
+        assert_eq!(maps_users(&options(&["name=cgroupns"])), None);
+        for (told, how) in [("name=userns", "userns"), ("name=rootless", "rootless")] {
+            let all = [usual.as_slice(), &[told]].concat();
+            assert_eq!(maps_users(&options(&all)), Some(how));
+        }
+        assert_eq!(
+            maps_users(&options(&["name=seccomp,profile=userns"])),
+            None,
+            "a profile's name is none of its own"
+        );
     }
 }

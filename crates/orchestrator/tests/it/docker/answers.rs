@@ -86,6 +86,27 @@ async fn a30_wrong_answers_to_kills_and_removals_change_no_kill_and_are_tried_ag
     troubled.stop().await;
 }
 
+/// `userns-remap` and rootless engines: what an agent writes would be somebody else's. Said at once, and not tried again.
+#[tokio::test]
+async fn an_engine_that_maps_users_is_refused_by_name() {
+    const INFO: &str = r#"{"ServerVersion": "28.5.2", "CgroupDriver": "cgroupfs",
+        "SecurityOptions": ["name=seccomp,profile=builtin", "name=userns"]}"#;
+    let meddled = Troubled::meddled_from_the_start(5, |meddler| {
+        meddler.meddle("GET", "/info", usize::MAX, Meddling::Says(INFO));
+    });
+    let Some((troubled, meddler)) = meddled.await else {
+        return;
+    };
+    let (status, told) = troubled.run("echo ran", json!({"maxRetries": 3})).await;
+    assert_eq!(status.reason, Some(EndReason::SpawnFailed), "{status:#?}");
+    let detail = status.detail.unwrap();
+    assert!(detail.contains("maps users (`userns`)"), "{detail}");
+    assert_eq!(status.attempt, 1);
+    assert!(!told.contains("\"line\":\"ran\""), "{told}");
+    assert_eq!(meddler.asked("/containers/create"), 0);
+    troubled.stop().await;
+}
+
 #[tokio::test]
 async fn a29_a_slow_engine_slows_no_kill() {
     let Some((troubled, meddler)) = Troubled::meddled(10).await else {

@@ -79,8 +79,17 @@ impl Troubled {
 
     /// A spoke in this process, with a meddler before its engine.
     pub(crate) async fn meddled(call_timeout_secs: u64) -> Option<(Self, Meddler)> {
+        Self::meddled_from_the_start(call_timeout_secs, |_| {}).await
+    }
+
+    /// The same, with what `rules` is to meddle with when the spoke starts.
+    pub(crate) async fn meddled_from_the_start(
+        call_timeout_secs: u64,
+        rules: impl FnOnce(&Meddler),
+    ) -> Option<(Self, Meddler)> {
         let engine = start().await?;
         let meddler = Meddler::before(&engine.socket());
+        rules(&meddler);
         let socket = meddler.socket();
         let meddled = Self::on(engine, call_timeout_secs, |settings| {
             settings.socket = socket

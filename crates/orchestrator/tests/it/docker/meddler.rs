@@ -29,6 +29,8 @@ pub(crate) enum Meddling {
     DoneBut(u16),
     /// The engine never hears of it, and this status is the answer.
     Instead(u16),
+    /// The engine never hears of it, and this JSON is the answer.
+    Says(&'static str),
 }
 
 #[derive(Debug)]
@@ -181,7 +183,8 @@ async fn pass(
             let _ = released.wait_for(|seen| seen.released).await;
         }
         Some(Meddling::Late(by)) => tokio::time::sleep(by).await,
-        Some(Meddling::Instead(status)) => return answer(&mut client, status).await,
+        Some(Meddling::Instead(status)) => return answer(&mut client, status, REFUSAL).await,
+        Some(Meddling::Says(body)) => return answer(&mut client, 200, body).await,
         _ => {}
     }
     let mut engine = UnixStream::connect(engine).await?;
@@ -207,7 +210,7 @@ async fn pass(
     match meddling {
         Some(Meddling::Lost) => Ok(()),
         Some(Meddling::Unanswered) => std::future::pending().await,
-        Some(Meddling::DoneBut(status)) => answer(&mut client, status).await,
+        Some(Meddling::DoneBut(status)) => answer(&mut client, status, REFUSAL).await,
         _ => {
             to_client.write_all(&first).await?;
             tokio::io::copy_bidirectional(&mut client, &mut engine).await?;
@@ -216,8 +219,9 @@ async fn pass(
     }
 }
 
-async fn answer(client: &mut UnixStream, status: u16) -> std::io::Result<()> {
-    let body = r#"{"message":"so it was said"}"#;
+const REFUSAL: &str = r#"{"message":"so it was said"}"#;
+
+async fn answer(client: &mut UnixStream, status: u16, body: &str) -> std::io::Result<()> {
     let text = format!(
         "HTTP/1.1 {status} Said\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
