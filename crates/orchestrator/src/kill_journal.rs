@@ -20,7 +20,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -141,7 +141,7 @@ impl KillJournal {
             agent_id: *agent_id,
             order: order.clone(),
         });
-        let lines = line::encode(lines).map_err(|error| self.failed("encode", error))?;
+        let lines = line::after_any(lines).map_err(|error| self.failed("encode", error))?;
         let mut state = self.lock();
         state
             .file
@@ -166,21 +166,22 @@ impl KillJournal {
             return None;
         }
         let bytes = fs::read(&self.path).ok()?;
+        let words = parse(&bytes);
         let seen = usize::try_from(state.known).unwrap_or(usize::MAX);
         let fresh = if found.ino() == state.inode {
             bytes.get(seen..).unwrap_or_default()
         } else {
+            // Until it can be written to, it is as new as it was: our own words must not go into a file that nobody reads.
+            let Ok(file) = append_to(&self.path) else {
+                return Some(words);
+            };
+            state.file = file;
             &bytes
         };
         state.told.extend(parse(fresh).told);
-        if found.ino() != state.inode
-            && let Ok(file) = append_to(&self.path)
-        {
-            state.file = file;
-        }
         state.inode = found.ino();
         state.known = bytes.len() as u64;
-        Some(parse(&bytes))
+        Some(words)
     }
 
     /// What others left for the audit trail. [`Self::settle`] once it is stored.
@@ -233,13 +234,19 @@ impl KillJournal {
         Ok(())
     }
 
-    /// Rewrites what was read so far; what came since stays as it is.
+    /// Rewrites what was read so far; what came since stays as it is, also what one wrote who could not wait for the
+    /// lock. After an error the file is as it was, or it is rewritten and that may not outlive a power cut.
     fn rewrite(&self, change: impl FnOnce(&mut Words)) -> Result<(), JournalError> {
         let mut state = self.lock();
         let rewrite = || -> io::Result<()> {
-            let old = state.file.try_clone()?;
-            let _alone = shared::lock(&old)?;
-            let bytes = fs::read(&self.path)?;
+            let mut old = OpenOptions::new()
+                .read(true)
+                .append(true)
+                .open(&self.path)?;
+            let kept = old.try_clone()?;
+            let _alone = shared::lock(&kept)?;
+            let mut bytes = Vec::new();
+            old.read_to_end(&mut bytes)?;
             let known = usize::try_from(state.known).unwrap_or(usize::MAX);
             let (seen, since) = bytes.split_at(known.min(bytes.len()));
             let mut words = parse(seen);
@@ -251,14 +258,23 @@ impl KillJournal {
             let mut new = File::create(&fresh)?;
             new.write_all(&lines)?;
             new.sync_all()?;
+            // Opened before it takes its place: from then on every word goes there.
+            let file = append_to(&fresh)?;
+            let inode = file.metadata()?.ino();
+            reached(Step::Rewritten)?;
             fs::rename(&fresh, &self.path)?;
-            if let Some(dir) = self.path.parent() {
-                File::open(dir)?.sync_all()?;
+            (state.file, state.inode, state.known) = (file, inode, known);
+            reached(Step::Replaced)?;
+            let mut late = Vec::new();
+            old.read_to_end(&mut late)?;
+            if !late.is_empty() {
+                state.file.write_all(&late)?;
+                state.file.sync_data()?;
             }
-            state.file = append_to(&self.path)?;
-            state.inode = state.file.metadata()?.ino();
-            state.known = known;
-            Ok(())
+            match self.path.parent() {
+                Some(dir) => File::open(dir)?.sync_all(),
+                None => Ok(()),
+            }
         };
         rewrite().map_err(|error| self.failed("rewrite", error))
     }
@@ -275,6 +291,25 @@ impl KillJournal {
         }
     }
 }
+
+/// Where a test may come in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// The rewritten file is about to take the old one's place.
+    Rewritten,
+    /// It has.
+    Replaced,
+    /// Word was left by another process.
+    Left,
+}
+
+#[cfg(not(test))]
+fn reached(_step: Step) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+use tests::reached;
 
 fn append_to(path: &Path) -> io::Result<File> {
     OpenOptions::new()

@@ -34,7 +34,7 @@ use crate::{
     crash_points::crash_point,
     hold::HoldScope,
     lifecycle::{Cell, KillOrder, KillTarget},
-    sandbox::{Candidate, Death, SandboxError, Scope},
+    sandbox::{Candidate, Death, Scope},
     surroundings::Surroundings,
 };
 
@@ -135,15 +135,32 @@ impl Killswitch {
     }
 }
 
+/// What a kill-all has met.
+#[derive(Default)]
+struct Shut {
+    /// Whose gates are shut.
+    targets: Vec<(Arc<Cell>, KillTarget)>,
+    /// Who was being started when it was looked last.
+    in_launch: Vec<Arc<Cell>>,
+}
+
 impl Parts {
-    async fn kill(&self, cell: &Cell, order: KillOrder) -> KillReport {
+    async fn kill(&self, cell: &Arc<Cell>, order: KillOrder) -> KillReport {
         let started = Instant::now();
-        let target = shut(cell, order.clone());
+        let target = try_shut(cell, &order);
         crash_point("kill.shut");
-        strike(&target);
+        if let Some(target) = &target {
+            strike(target);
+        }
         crash_point("kill.struck");
         let word = self.leave_word(vec![cell.agent_id], &order);
-        let (report, ()) = tokio::join!(self.prove(cell, target, started), word);
+        let prove = async {
+            match target {
+                Some(target) => self.prove(cell, target, started).await,
+                None => self.kill_in_launch(cell, &order, started).await,
+            }
+        };
+        let (report, ()) = tokio::join!(prove, word);
         self.record(
             &order,
             "killswitch.kill",
@@ -165,31 +182,40 @@ impl Parts {
             self.around.hold.set(held_by);
             crash_point("hold.set");
         }
-        let mut targets = self.shut_all(scope, order, &[]);
+        let mut shut = Shut::default();
+        self.shut_all(scope, order, &mut shut);
         if scope.is_whole() {
             self.strike_scope(scope.reach);
         }
-        for (_, target) in &targets {
+        for (_, target) in &shut.targets {
             strike(target);
         }
         // Whoever came between the first look and the strike was struck too: it is ordered and reported.
-        let newcomers = self.shut_all(scope, order, &targets);
-        for (_, target) in &newcomers {
+        let before = shut.targets.len();
+        self.shut_all(scope, order, &mut shut);
+        for (_, target) in shut.targets.iter().skip(before) {
             strike(target);
         }
-        targets.extend(newcomers);
+        let Shut { targets, in_launch } = shut;
 
-        let word = self.leave_word(
-            targets.iter().map(|(cell, _)| cell.agent_id).collect(),
-            order,
-        );
+        let struck = targets.iter().map(|(cell, _)| cell);
+        let everybody: Vec<Arc<Cell>> = struck.chain(&in_launch).cloned().collect();
+        let named = everybody.iter().map(|cell| cell.agent_id).collect();
+        let word = self.leave_word(named, order);
         let durable = self.make_durable(hold.then_some(held_by));
         let proofs = join_all(
             targets
                 .iter()
                 .map(|(cell, target)| self.prove(cell, target.clone(), started)),
         );
-        let (mut agents, (), hold_durable) = tokio::join!(proofs, word, durable);
+        let late = join_all(
+            in_launch
+                .iter()
+                .map(|cell| self.kill_in_launch(cell, order, started)),
+        );
+        let (mut agents, late, (), hold_durable, held) =
+            tokio::join!(proofs, late, word, durable, self.is_held(held));
+        agents.extend(late);
         // What had ended by itself before the order was not taken.
         agents.retain(|report| report.outcome != KillOutcome::AlreadyEnded);
         let count = |outcome| {
@@ -201,7 +227,7 @@ impl Parts {
         let report = KillAllReport {
             killed: count(KillOutcome::Killed),
             unverified: count(KillOutcome::Unverified),
-            held: self.around.hold.covers(held),
+            held,
             hold_durable,
             elapsed_micros: micros(started.elapsed()),
             completed_at: Timestamp::now(),
@@ -228,28 +254,61 @@ impl Parts {
         };
         self.record(order, "killswitch.kill-all", subject, &outcome, &told);
         // The drivers' clean-up competes for the processor with the proofs: it comes after the last of them.
-        for (cell, _) in &targets {
+        for cell in &everybody {
             cell.kill_answered.cancel();
         }
         report
     }
 
-    /// Shuts the gates of the scope's agents that have not ended, those in `but` excepted.
-    fn shut_all(
-        &self,
-        scope: &KillScope,
-        order: &KillOrder,
-        but: &[(Arc<Cell>, KillTarget)],
-    ) -> Vec<(Arc<Cell>, KillTarget)> {
-        let but: HashSet<AgentId> = but.iter().map(|(cell, _)| cell.agent_id).collect();
+    /// Shuts the gates of the scope's agents that have not ended and are not shut yet. One at which a launch hangs
+    /// keeps nobody else alive.
+    fn shut_all(&self, scope: &KillScope, order: &KillOrder, shut: &mut Shut) {
+        let done: HashSet<AgentId> = shut.targets.iter().map(|(cell, _)| cell.agent_id).collect();
         let cells = self.around.fleet.select(|cell| {
-            !cell.publisher.has_ended() && scope.includes(cell) && !but.contains(&cell.agent_id)
+            !cell.publisher.has_ended() && scope.includes(cell) && !done.contains(&cell.agent_id)
         });
-        let shut = |cell: Arc<Cell>| {
-            let target = shut(&cell, order.clone());
-            (cell, target)
-        };
-        cells.into_iter().map(shut).collect()
+        shut.in_launch.clear();
+        for cell in cells {
+            match try_shut(&cell, order) {
+                Some(target) => shut.targets.push((cell, target)),
+                None => shut.in_launch.push(cell),
+            }
+        }
+    }
+
+    /// Kills an agent that is being started right now: when that is through, in about a millisecond. Where it hangs, as
+    /// on a disk that does, the death is not proven for now; the strike comes all the same.
+    async fn kill_in_launch(
+        &self,
+        cell: &Arc<Cell>,
+        order: &KillOrder,
+        started: Instant,
+    ) -> KillReport {
+        let (launched, order) = (Arc::clone(cell), order.clone());
+        let shutting = tokio::task::spawn_blocking(move || {
+            let target = shut(&launched, order);
+            strike(&target);
+            target
+        });
+        let left = PROOF_WITHIN.saturating_sub(started.elapsed());
+        match tokio::time::timeout(left, shutting).await {
+            Ok(Ok(target)) => self.prove(cell, target, started).await,
+            Ok(Err(_)) | Err(_) => KillReport {
+                agent_id: cell.agent_id,
+                outcome: KillOutcome::Unverified,
+                proof: None,
+                detail: Some("its start hangs; it is killed when that is through".to_owned()),
+                status: None,
+            },
+        }
+    }
+
+    /// Whether a hold covers this; in doubt it does.
+    async fn is_held(&self, scope: Scope) -> bool {
+        let around = Arc::clone(&self.around);
+        let asking = tokio::task::spawn_blocking(move || around.hold.covers(scope));
+        let asked = tokio::time::timeout(WORD_WITHIN, asking).await;
+        !matches!(asked, Ok(Ok(false)))
     }
 
     fn strike_scope(&self, reach: Reach) {
@@ -368,23 +427,18 @@ impl Parts {
             populated: true,
             created_unix_ms: 0,
         };
-        let killed = if sandboxes.has_groups() {
-            sandboxes
-                .kill_candidate(&unseen, started + PROOF_WITHIN)
-                .await
+        let killed = sandboxes.kill_candidate(&unseen, started + PROOF_WITHIN);
+        let kind = cell.publisher.view().record.options.sandbox;
+        let run_dir = self.around.layout.agent(cell.agent_id).run_dir();
+        // Struck in any case; a container that is elsewhere ends with its shim, but that is no proof.
+        let is_dead = killed.await.is_ok()
+            && sandboxes.group_proves(kind, &run_dir, cell.scope(), cell.agent_id);
+        if is_dead {
+            let proof = proof_of(ProofMethod::Cgroup, started);
+            (KillOutcome::Killed, Some(proof), None)
         } else {
-            Err(SandboxError::Killed)
-        };
-        match killed {
-            Ok(()) => (
-                KillOutcome::Killed,
-                Some(proof_of(ProofMethod::Cgroup, started)),
-                None,
-            ),
-            Err(_) => {
-                let detail = "its processes have not been found yet; the kill goes on".to_owned();
-                (KillOutcome::Unverified, None, Some(detail))
-            }
+            let detail = "its processes have not been found yet; the kill goes on".to_owned();
+            (KillOutcome::Unverified, None, Some(detail))
         }
     }
 
@@ -456,10 +510,21 @@ fn ended(agent_id: AgentId, death: Option<DeathProof>) -> KillReport {
 
 fn shut(cell: &Cell, order: KillOrder) -> KillTarget {
     let target = cell.gate.order(order);
+    tell_of(cell, &target);
+    target
+}
+
+/// The same, unless the agent is being started right now.
+fn try_shut(cell: &Cell, order: &KillOrder) -> Option<KillTarget> {
+    let target = cell.gate.try_order(order.clone())?;
+    tell_of(cell, &target);
+    Some(target)
+}
+
+fn tell_of(cell: &Cell, target: &KillTarget) {
     if !matches!(target, KillTarget::Ended(_)) {
         cell.publisher.killing();
     }
-    target
 }
 
 fn strike(target: &KillTarget) {

@@ -11,6 +11,7 @@ pub mod admission;
 pub mod agents;
 pub mod api;
 pub mod app;
+mod aside;
 pub mod budget;
 pub mod cli;
 pub mod commands;

@@ -18,13 +18,11 @@ use mosaic_types::{
     egress::{EgressRuleError, parse_rules},
 };
 use thiserror::Error;
-use tokio::{
-    runtime::{Handle, RuntimeFlavor},
-    sync::SemaphorePermit,
-};
+use tokio::sync::SemaphorePermit;
 use tracing::{info, warn};
 
 use crate::{
+    aside::aside,
     crash_points::crash_point,
     killswitch,
     layout::AgentLayout,
@@ -167,17 +165,6 @@ pub async fn launch(
             Some(error),
         )
         .await),
-    }
-}
-
-/// Does what blocks for a moment; the runtime goes on without this thread, where it has others.
-fn aside<T>(work: impl FnOnce() -> T) -> T {
-    let can = Handle::try_current()
-        .is_ok_and(|runtime| runtime.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if can {
-        tokio::task::block_in_place(work)
-    } else {
-        work()
     }
 }
 

@@ -76,6 +76,13 @@ pub(super) fn encode(lines: impl Iterator<Item = Line>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The same for the end of a file, whatever that is: after a line that was cut off comes a new one.
+pub(super) fn after_any(lines: impl Iterator<Item = Line>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![b'\n'];
+    bytes.extend(encode(lines)?);
+    Ok(bytes)
+}
+
 pub(super) fn parse(bytes: &[u8]) -> Words {
     let mut words = Words::default();
     let lines = bytes

@@ -13,7 +13,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{JournalError, NAME, Words, append_to, line};
+use super::{JournalError, NAME, Step, Words, append_to, line, reached};
 
 /// How long a writer waits for another who rewrites the file. Whoever holds the lock longer hangs.
 const LOCK_WITHIN: Duration = Duration::from_millis(250);
@@ -25,18 +25,25 @@ const LOCK_WITHIN: Duration = Duration::from_millis(250);
 pub fn leave(data_dir: &Path, words: Words) -> Result<(), JournalError> {
     let path = data_dir.join(NAME);
     let leave = || -> io::Result<()> {
-        // After a line that was cut off comes a new one.
-        let mut lines = vec![b'\n'];
-        lines.extend(line::encode(words.into_lines())?);
+        let lines = line::after_any(words.into_lines())?;
         loop {
             let file = append_to(&path)?;
+            let is_in_place = || {
+                let now = fs::metadata(&path);
+                now.is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()))
+            };
             // One that hangs with the lock held keeps no kill from its word.
             let _alone = lock(&file);
-            if fs::metadata(&path)
-                .is_ok_and(|now| file.metadata().is_ok_and(|own| own.ino() == now.ino()))
-            {
-                (&file).write_all(&lines)?;
-                return file.sync_data();
+            if !is_in_place() {
+                continue;
+            }
+            (&file).write_all(&lines)?;
+            file.sync_data()?;
+            reached(Step::Left)?;
+            // Without the lock another may have taken its place meanwhile. Whoever puts it there looks into this one
+            // afterwards, so that what is in place now is read; twice said does no harm.
+            if is_in_place() {
+                return Ok(());
             }
         }
     };

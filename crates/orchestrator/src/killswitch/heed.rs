@@ -7,6 +7,7 @@ use tracing::warn;
 
 use super::{shut, strike};
 use crate::{
+    aside::aside,
     kill_journal::Words,
     lifecycle::{Cell, KillOrder},
     sandbox,
@@ -32,17 +33,20 @@ pub(crate) fn word_on(
     })
 }
 
-/// Takes up what the journal says that this process has not said itself. Costs a look at a file's length.
+/// Takes up what the journal says that this process has not said itself. Costs a look at a file's length, for which a
+/// disk that hangs keeps this thread.
 pub(crate) fn heed(around: &Surroundings) {
-    let _alone = around.kills.heeding();
-    let Some(words) = around.kills.news() else {
-        return;
-    };
-    for cell in around.fleet.select(|cell| !cell.publisher.has_ended()) {
-        if cell.gate.ordered().is_none() {
-            heed_words(around, &cell, &words);
+    aside(|| {
+        let _alone = around.kills.heeding();
+        let Some(words) = around.kills.news() else {
+            return;
+        };
+        for cell in around.fleet.select(|cell| !cell.publisher.has_ended()) {
+            if cell.gate.ordered().is_none() {
+                heed_words(around, &cell, &words);
+            }
         }
-    }
+    });
 }
 
 /// As [`heed`], and looks into the agent's own folder, too: for one that was found dead.

@@ -13,6 +13,9 @@ use crate::sandbox::{self, Death, SandboxHandle};
 /// How long one look for a proof of death takes before the kill is repeated.
 pub(crate) const PROOF_ROUND: Duration = Duration::from_secs(5);
 
+/// Between two such looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
 pub(crate) fn strike_one(handle: &dyn SandboxHandle) {
     if let Err(error) = handle.kill() {
         // Whether it is dead is what the proof says.
@@ -52,6 +55,8 @@ pub(crate) async fn kill_and_prove(handle: &dyn SandboxHandle) -> DeathProof {
             Death::Proven(proof) => return in_words_of_the_wire(&proof),
             Death::NotProven { survivors } => {
                 warn!(agent = %handle.agent_id(), ?survivors, "not dead yet");
+                // What cannot be asked for, without a descriptor left say, is answered at once.
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }

@@ -1,11 +1,10 @@
 //! Where an agent is that a daemon before this one drove: by its identity, never by its pid (A13), and never by guess
 //! (A3).
 
-use std::{sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use mosaic_store::AgentRecord;
 use mosaic_types::{
-    AgentId,
     agent::{AgentState, EndReason, ProofMethod},
     audit::Actor,
 };
@@ -28,7 +27,7 @@ pub async fn examine(around: &Surroundings, cell: &Cell, record: &AgentRecord) -
     let adopted = match around.sandboxes.adopt(&run_dir).await {
         Ok(adopted) => adopted,
         // Its files say nothing, and the kernel says that nothing of it is there.
-        Err(SandboxError::Corrupt { .. }) if is_certainly_empty(around, record.agent_id) => {
+        Err(SandboxError::Corrupt { .. }) if is_certainly_empty(around, cell, record, &run_dir) => {
             Adopted::Vanished
         }
         Err(error) => {
@@ -72,10 +71,17 @@ pub async fn examine(around: &Surroundings, cell: &Cell, record: &AgentRecord) -
     }
 }
 
-/// Whether the kernel says that no process is in the agent's cgroup.
-fn is_certainly_empty(around: &Surroundings, agent_id: AgentId) -> bool {
-    around.sandboxes.has_groups()
-        && around.sandboxes.list().is_ok_and(|running| {
+/// Whether the kernel says that no process of the agent's is there, by its cgroup.
+fn is_certainly_empty(
+    around: &Surroundings,
+    cell: &Cell,
+    record: &AgentRecord,
+    run_dir: &Path,
+) -> bool {
+    let (kind, agent_id) = (record.options.sandbox, record.agent_id);
+    let sandboxes = &around.sandboxes;
+    sandboxes.group_proves(kind, run_dir, cell.scope(), agent_id)
+        && sandboxes.list().is_ok_and(|running| {
             !running
                 .iter()
                 .any(|candidate| candidate.agent_id == agent_id && candidate.populated)

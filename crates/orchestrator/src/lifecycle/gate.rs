@@ -11,7 +11,7 @@
 //! order and does not happen, or the order sees the handle and kills by it (A9, A32). The lock is held for the
 //! start of one shim, about a millisecond, and never over an await.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use mosaic_types::{
     Timestamp,
@@ -84,6 +84,16 @@ impl Gate {
     /// Orders the kill, and tells what it meets. From here on nothing is launched.
     pub fn order(&self, order: KillOrder) -> KillTarget {
         self.lock().order(order)
+    }
+
+    /// The same, unless something is being started behind it right now: that takes about a millisecond, and as long as
+    /// the disk hangs where it does.
+    pub fn try_order(&self, order: KillOrder) -> Option<KillTarget> {
+        match self.0.try_lock() {
+            Ok(mut machine) => Some(machine.order(order)),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner().order(order)),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Whether the agent is proven dead for good.

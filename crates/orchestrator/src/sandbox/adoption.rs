@@ -67,6 +67,17 @@ pub(super) async fn adopt(agent_dir: &Path) -> Result<Adopted, SandboxError> {
     }
 }
 
+/// Whether all that can live of a sandbox with this directory is in this group. Not of a container that its engine has
+/// put elsewhere; where that cannot be read it is not known.
+pub(super) fn is_all_in(agent_dir: &Path, group: &Group) -> bool {
+    match files::read::<Group>(&agent_dir.join(files::INIT_GROUP)) {
+        // Written before anything of the agent's runs: without, there is at most an init that finds no shim, and ends.
+        Ok(None) => true,
+        Ok(Some(init_group)) => init_group.path().starts_with(group.path()),
+        Err(_) => false,
+    }
+}
+
 /// Kills what a dead shim left, and proves it. Everything here is ours: the group carries the
 /// agent's id, and the init was identified by its start time and boot (A12).
 async fn end_remains(

@@ -6,8 +6,8 @@ use std::{path::Path, sync::Arc, time::Instant};
 use mosaic_types::{AgentId, command::SandboxKind};
 
 use super::{
-    Adopted, Candidate, CgroupSupport, DockerSandbox, ProcessSandbox, Sandbox, SandboxError, Scope,
-    adoption, tree::Tree,
+    Adopted, Candidate, DockerSandbox, ProcessSandbox, Sandbox, SandboxError, Scope, adoption,
+    tree::Tree,
 };
 
 /// See the module documentation.
@@ -80,12 +80,6 @@ impl Sandboxes {
         all.join("; ")
     }
 
-    /// Whether a group kills and proves.
-    #[must_use]
-    pub fn has_groups(&self) -> bool {
-        matches!(self.tree.support(), CgroupSupport::V2 { .. })
-    }
-
     /// As [`Sandbox::adopt`], for whatever kind left its files there.
     ///
     /// # Errors
@@ -112,6 +106,21 @@ impl Sandboxes {
         deadline: Instant,
     ) -> Result<(), SandboxError> {
         self.tree.kill_candidate(candidate, deadline).await
+    }
+
+    /// Whether an agent is dead when its group is empty. Not where an engine has put its container elsewhere.
+    #[must_use]
+    pub fn group_proves(
+        &self,
+        kind: Option<SandboxKind>,
+        agent_dir: &Path,
+        scope: Scope,
+        agent_id: AgentId,
+    ) -> bool {
+        self.tree.agent_group(scope, agent_id).is_some_and(|group| {
+            kind.unwrap_or(SandboxKind::Process) == SandboxKind::Process
+                || adoption::is_all_in(agent_dir, &group)
+        })
     }
 
     /// As [`Sandbox::kill_scope`].

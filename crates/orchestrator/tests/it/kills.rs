@@ -517,3 +517,50 @@ async fn a30_agents_come_up_a_few_at_a_time_and_a_kill_waits_for_none() {
     assert_eq!(status.state, ObservedState::Completed, "no turn is lost");
     spoke.stop().await;
 }
+
+/// A8: a start that hangs, as on a disk that does, is told as not proven, and keeps nobody else alive.
+#[tokio::test]
+async fn a8_a_start_that_hangs_keeps_nobody_else_alive() {
+    let spoke = Spoke::start_process().await;
+    let other = spoke.spawn(FOREVER).await;
+    spoke.wrote(other, "at-work").await;
+    let hanging = AgentId::generate();
+    let run = spoke.data_dir().join(format!("agents/{hanging}/run"));
+    std::fs::create_dir_all(&run).unwrap();
+    // To open it waits for somebody who reads.
+    let log = run.join("shim.log");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mkfifoat(rustix::fs::CWD, &log, mode).unwrap();
+    let body = spoke.spawn_body(hanging, FOREVER);
+    spoke.call(Method::POST, "/agents/spawn", Some(body)).await;
+    spoke.becomes(hanging, ObservedState::Spawning).await;
+    let group = spoke.data_dir().join("cgroup-parent");
+    let group = std::fs::read_to_string(group).unwrap();
+    let group = format!("{}/local/{hanging}", group.trim());
+    mosaic_e2e::api::eventually("the agent's group", async || {
+        std::fs::exists(&group).unwrap().then_some(())
+    })
+    .await;
+
+    let answered = spoke.call(Method::POST, "/agents/kill-all", Some(json!({})));
+    let (_, report) = tokio::time::timeout(PATIENCE, answered).await.unwrap();
+    let outcome_of = |agent: AgentId| {
+        let agents = report["agents"].as_array().unwrap();
+        let found = agents
+            .iter()
+            .find(|told| told["agentId"] == json!(agent))
+            .unwrap();
+        found["outcome"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(outcome_of(other), "killed", "{report}");
+    assert_eq!(outcome_of(hanging), "unverified", "{report}");
+    let alone = spoke.kill(hanging).await;
+    assert_eq!(alone["outcome"], "unverified", "{alone}");
+
+    let _reader = std::fs::File::open(&log).unwrap();
+    for agent in [other, hanging] {
+        let status = spoke.finished(agent).await;
+        assert_eq!(status.state, ObservedState::Killed, "{status:#?}");
+    }
+    spoke.stop().await;
+}

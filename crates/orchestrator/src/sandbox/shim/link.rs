@@ -14,7 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::net::sockopt::{set_socket_passcred, socket_peercred};
+use rustix::{
+    net::sockopt::{set_socket_passcred, socket_peercred},
+    process::{PidfdFlags, pidfd_open},
+};
 
 use zeroize::Zeroizing;
 
@@ -45,7 +48,18 @@ pub(super) enum Link {
         greeting: Option<Greeting>,
     },
     /// The init is at the other end.
-    Up(UnixStream),
+    Up {
+        socket: UnixStream,
+        /// The init that knocked; `None` of one that inherited its end.
+        init: Option<Init>,
+    },
+}
+
+/// An init that knocked, held from then on: its pid alone may be somebody else's later (A13).
+pub(super) struct Init {
+    /// In our numbering.
+    pub(super) pid: u32,
+    pub(super) pidfd: OwnedFd,
 }
 
 impl Link {
@@ -54,7 +68,11 @@ impl Link {
         let (ours, theirs) = UnixStream::pair()?;
         // Before the init can write: with this the kernel says who did, in our pid numbering.
         set_socket_passcred(&ours, true)?;
-        Ok((Self::Up(ours), theirs.into()))
+        let link = Self::Up {
+            socket: ours,
+            init: None,
+        };
+        Ok((link, theirs.into()))
     }
 
     /// A link to an init that connects to this path, whatever its uid.
@@ -76,21 +94,23 @@ impl Link {
 
     /// Whether the init is there.
     pub(super) fn is_up(&self) -> bool {
-        matches!(self, Self::Up(_))
+        matches!(self, Self::Up { .. })
     }
 
     /// The socket to it.
     pub(super) fn socket(&self) -> Option<&UnixStream> {
         match self {
-            Self::Up(socket) => Some(socket),
+            Self::Up { socket, .. } => Some(socket),
             Self::Expected { .. } => None,
         }
     }
 
-    /// The pid of the init, in our numbering.
-    pub(super) fn peer_pid(&self) -> Option<u32> {
-        let peer = socket_peercred(self.socket()?).ok()?;
-        u32::try_from(peer.pid.as_raw_nonzero().get()).ok()
+    /// The init that knocked.
+    pub(super) fn init(&self) -> Option<&Init> {
+        match self {
+            Self::Up { init, .. } => init.as_ref(),
+            Self::Expected { .. } => None,
+        }
     }
 
     /// Lets in whoever knocks, if it is the first process of a namespace below ours. One is let in, ever.
@@ -108,15 +128,15 @@ impl Link {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         };
-        let peer = socket_peercred(&socket)?.pid.as_raw_nonzero().get();
-        let is_init =
-            u32::try_from(peer).is_ok_and(|pid| identity::is_namespace_init(pid).unwrap_or(false));
-        if !is_init {
+        let Some(init) = Init::behind(&socket)? else {
             return Ok(());
-        }
+        };
         set_socket_passcred(&socket, true)?;
         socket.set_nonblocking(false)?;
-        let link = Self::Up(socket);
+        let link = Self::Up {
+            socket,
+            init: Some(init),
+        };
         if let Some(greeting) = greeting {
             link.greet(greeting)?;
         }
@@ -127,7 +147,7 @@ impl Link {
 
     /// Sends the init what it needs.
     pub(super) fn greet(&self, greeting: &Greeting) -> io::Result<()> {
-        let Self::Up(socket) = self else {
+        let Self::Up { socket, .. } = self else {
             return Ok(());
         };
         let [stdin, stdout, stderr] = &greeting.streams;
@@ -143,7 +163,7 @@ impl Link {
     /// Says something to the init.
     pub(super) fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::Up(socket) => socket.write_all(bytes),
+            Self::Up { socket, .. } => socket.write_all(bytes),
             Self::Expected { .. } => Err(io::ErrorKind::NotConnected.into()),
         }
     }
@@ -159,11 +179,28 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name))
 }
 
+impl Init {
+    /// Who is at the other end, if it is the first process of a namespace below ours and lives.
+    fn behind(socket: &UnixStream) -> io::Result<Option<Self>> {
+        let peer = socket_peercred(socket)?.pid;
+        let Ok(pid) = u32::try_from(peer.as_raw_nonzero().get()) else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(peer, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let is_init = identity::is_namespace_init(pid).unwrap_or(false);
+        Ok((is_init && !identity::is_dead(&pidfd)?).then_some(Self { pid, pidfd }))
+    }
+}
+
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Expected { listener, .. } => listener.as_fd(),
-            Self::Up(socket) => socket.as_fd(),
+            Self::Up { socket, .. } => socket.as_fd(),
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::sandbox::{
     Bind,
     cgroup::{self, Group},
     files::Plan,
+    identity,
 };
 
 /// The second hidden argument of a shim that waits for its agent.
@@ -57,16 +58,7 @@ pub(super) fn wait(control: &mut Control) -> io::Result<Option<(Plan, Link)>> {
         .map_err(|error| explain("listen for the init", &error))?;
     writeln!(io::stdout(), "{LISTENING}")?;
     while !link.is_up() {
-        let stdin = io::stdin();
-        let mut fds = [
-            PollFd::new(&link, PollFlags::IN),
-            PollFd::new(&stdin, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let [knocked, told] = fds.map(|fd| !fd.revents().is_empty());
+        let [knocked, told] = wait_for_either(&link)?;
         // A plan comes only once we have said that there is something to plan for.
         if told && !control.fill()? {
             return Ok(None);
@@ -76,15 +68,35 @@ pub(super) fn wait(control: &mut Control) -> io::Result<Option<(Plan, Link)>> {
         }
     }
     writeln!(io::stdout(), "{WARM}")?;
-    let Some(line) = control.read_line()? else {
-        return Ok(None);
-    };
-    Ok(Some((serde_json::from_slice(&line)?, link)))
+    loop {
+        if let Some(line) = control.take_line() {
+            return Ok(Some((serde_json::from_slice(&line)?, link)));
+        }
+        let [gone, told] = wait_for_either(&link)?;
+        // An init that waits says nothing: it has ended, and there is nothing to give an agent.
+        if gone || told && !control.fill()? {
+            return Ok(None);
+        }
+    }
+}
+
+/// Waits until there is something at the link's end, or at the daemon's.
+fn wait_for_either(link: &Link) -> io::Result<[bool; 2]> {
+    let stdin = io::stdin();
+    let mut fds = [
+        PollFd::new(link, PollFlags::IN),
+        PollFd::new(&stdin, PollFlags::IN),
+    ];
+    match poll(&mut fds, None) {
+        Ok(_) => Ok(fds.map(|fd| !fd.revents().is_empty())),
+        Err(rustix::io::Errno::INTR) => Ok([false; 2]),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Makes the waiting container the agent's: its init in the agent's group, under its limits, with its files.
 pub(super) fn assign(plan: &Plan, link: &Link) -> io::Result<()> {
-    let pid = link.peer_pid().ok_or(io::ErrorKind::NotConnected)?;
+    let init = link.init().ok_or(io::ErrorKind::NotConnected)?;
     let group = plan
         .cgroup
         .as_ref()
@@ -92,9 +104,13 @@ pub(super) fn assign(plan: &Plan, link: &Link) -> io::Result<()> {
     let inside = group
         .child("container")
         .map_err(|error| io::Error::other(error.to_string()))?;
-    inside.admit(pid)?;
-    cgroup::limit_members_of(pid, &plan.launch.limits)?;
-    attach(pid, &plan.attach)
+    // By number from here on: of a dead one it may be a stranger's (A12).
+    if identity::is_dead(&init.pidfd)? {
+        return Err(io::Error::other("it ended while it waited"));
+    }
+    inside.admit(init.pid)?;
+    cgroup::limit_members_of(init.pid, &plan.launch.limits)?;
+    attach(init.pid, &plan.attach)
 }
 
 /// Mounts paths of the host at the same places in the namespace of a process that nobody else can reach yet. This

@@ -208,3 +208,30 @@ async fn an_engine_that_was_away_leaves_no_trail_of_waiting_containers() {
     assert_eq!(slots(&troubled), 2);
     troubled.stop().await;
 }
+
+/// A3, A8: an engine may put its containers elsewhere than below the agent's group, as with the cgroup driver `systemd`:
+/// that the group is empty then says nothing of them.
+#[tokio::test]
+async fn a8_the_group_of_an_agent_whose_container_is_elsewhere_proves_nothing() {
+    let Some(mut troubled) = Troubled::start_process(&[]).await else {
+        return;
+    };
+    let agent = troubled.started(FOREVER).await;
+    troubled.spoke.crash();
+    let run = troubled
+        .spoke
+        .data_dir()
+        .join(format!("agents/{agent}/run"));
+    let [sandbox, group] = ["sandbox.json", "init-group.json"].map(|name| run.join(name));
+    let readable = fs::read(&sandbox).unwrap();
+    fs::write(&sandbox, "").unwrap();
+    fs::write(&group, "\"/sys/fs/cgroup/unified/elsewhere\"").unwrap();
+    troubled.spoke.restart().await;
+    let report = troubled.spoke.kill(agent).await;
+    assert_eq!(report["outcome"], "unverified", "{report}");
+    assert_eq!(report["proof"], json!(null), "{report}");
+    fs::write(&sandbox, readable).unwrap();
+    let status = troubled.spoke.finished(agent).await;
+    assert_eq!(status.state, ObservedState::Killed, "{status:#?}");
+    troubled.stop().await;
+}

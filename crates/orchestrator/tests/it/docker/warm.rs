@@ -230,3 +230,25 @@ async fn a1_what_died_waiting_is_removed_though_an_agent_came_for_it_first() {
     gone(&waiting[0]).await;
     docked.stop().await;
 }
+
+/// A12: a container that was ended while it waited, as by an engine that is started again, is no agent's: who comes finds
+/// another, and nobody is moved who may have its number by then.
+#[tokio::test]
+async fn a12_a_waiting_container_whose_init_died_is_given_to_nobody() {
+    let Some(docked) = start(1).await else { return };
+    let waiting = ids_of_waiting(&docked);
+    docker(&["kill", &waiting[0]]);
+    eventually("another container that waits", async || {
+        let now = ids_of_waiting(&docked);
+        (now.len() == 1 && now != waiting).then_some(())
+    })
+    .await;
+    docked.filled(1).await;
+    let agent = docked
+        .spawn_with("echo ran", json!({"network": "none"}))
+        .await;
+    let status = docked.spoke.finished(agent).await;
+    assert_eq!(status.state, ObservedState::Completed, "{status:#?}");
+    gone(&waiting[0]).await;
+    docked.stop().await;
+}

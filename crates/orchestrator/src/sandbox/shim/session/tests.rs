@@ -21,7 +21,7 @@ fn the_last_word_counts_though_the_engine_is_seen_to_end_first() {
         .unwrap(),
         engine: Some(OwnEngine { child, pidfd }),
         starts: None,
-        link: Link::Up(socket),
+        link: Link::Up { socket, init: None },
         heard: Vec::new(),
         init_pidfd: None,
         stdout: None,
