@@ -1,7 +1,7 @@
 //! The agents of a spoke as its callers see them: one set of verbs for the peers' commands and for the operator's
 //! API. Whose agents a caller sees is its [`Reach`].
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use futures_util::stream::BoxStream;
 use mosaic_node::store_refusal;
@@ -223,6 +223,23 @@ impl Agents {
                 Refusal::new(ErrorCode::Internal, "the output cannot be read")
             }
         })
+    }
+
+    /// The connection by which an agent came that is under way, if it came by one.
+    #[must_use]
+    pub fn connection_of(&self, agent_id: AgentId) -> Option<ConnectionId> {
+        self.around.fleet.get(agent_id)?.connection_id
+    }
+
+    /// The connections by which agents came that have not ended.
+    #[must_use]
+    pub fn connections(&self) -> BTreeSet<ConnectionId> {
+        let fleet = &self.around.fleet;
+        let active = fleet.select(|cell| !cell.publisher.has_ended());
+        active
+            .iter()
+            .filter_map(|cell| cell.connection_id)
+            .collect()
     }
 
     /// How many agents of a connection have not ended.

@@ -24,6 +24,8 @@ use crate::{
     sandbox::Scope,
 };
 
+mod left_behind;
+
 /// Executes commands of peers. Each reaches only its own agents.
 #[derive(Debug)]
 pub struct Commands {
@@ -79,6 +81,7 @@ impl CommandHandler for Commands {
         let actor = Self::actor(&command);
         let max_agents = Some(command.caps().max_agents);
         let (issued_at, deadline) = (command.issued_at(), command.deadline());
+        let peer = command.peer().clone();
         let options = command.bounded_options(&self.admission.default_options());
         match command.into_payload() {
             CommandPayload::Spawn(request) => {
@@ -99,6 +102,7 @@ impl CommandHandler for Commands {
                 let order =
                     killswitch::order(EndReason::KillRequested, actor, wanted.reason.as_deref());
                 let wait = wanted.wait_for_cleanup;
+                let reach = self.reach_of_kill(&peer, connection_id, wanted.agent_id);
                 self.agents.past_orders().note(
                     connection_id,
                     PastOrder::One(wanted.agent_id),
@@ -129,7 +133,7 @@ impl CommandHandler for Commands {
                     label: wanted.label,
                     before,
                 };
-                answer(&self.killswitch.kill_all(scope, order, wanted.hold).await?)
+                answer(&self.kill_all(&peer, scope, order, wanted.hold).await?)
             }
             CommandPayload::Result(wanted) => answer(&self.agents.result(&wanted, reach).await?),
             CommandPayload::Ping(_) => answer(&self.pong(connection_id)),

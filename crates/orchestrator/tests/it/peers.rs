@@ -26,6 +26,7 @@ use crate::rig::{PATIENCE, Spoke, git};
 mod caps;
 mod clocks;
 mod hostile;
+mod left_behind;
 mod secrets;
 
 const FOREVER: &str = "echo at-work; exec sleep 1000";
@@ -41,6 +42,22 @@ pub(super) struct Peer {
 
 pub(super) fn grants(spoke: &Spoke) -> Grants {
     Grants::full(vec![format!("file://{}", spoke.repository().display())])
+}
+
+/// Invites the node; its connection, and that connection's id at the spoke.
+async fn let_in(spoke: &Spoke, node: &Node, grants: Grants) -> (Arc<Connection>, ConnectionId) {
+    let request = InviteRequest {
+        grants,
+        ttl_secs: None,
+    };
+    let invite = spoke.node().invite(request, Actor::System).await.unwrap();
+    let request = ConnectRequest {
+        token: Some(invite.token),
+        ..ConnectRequest::default()
+    };
+    let connection = node.connect(request, Actor::System).await.unwrap();
+    let known = spoke.node().connections().by_peer(node.instance_id());
+    (connection, known.unwrap().connection_id)
 }
 
 impl Peer {
@@ -60,23 +77,23 @@ impl Peer {
         })
         .await
         .unwrap();
-        let request = InviteRequest {
-            grants,
-            ttl_secs: None,
-        };
-        let invite = spoke.node().invite(request, Actor::System).await.unwrap();
-        let request = ConnectRequest {
-            token: Some(invite.token),
-            ..ConnectRequest::default()
-        };
-        let connection = node.connect(request, Actor::System).await.unwrap();
-        let known = spoke.node().connections().by_peer(node.instance_id());
+        let (connection, at_spoke) = let_in(spoke, &node, grants).await;
         Self {
             node,
             connection,
-            at_spoke: known.unwrap().connection_id,
+            at_spoke,
             _folder: folder,
         }
+    }
+
+    /// The spoke's operator ends the connection, and lets the same peer in again.
+    async fn turned_out_and_let_in(&mut self, spoke: &Spoke) {
+        let path = format!("/api/v1/federation/connections/{}/disconnect", self.at_spoke);
+        let (status, answer) = spoke.call(reqwest::Method::POST, &path, None).await;
+        assert_eq!(status, 200, "{answer}");
+        let before = self.at_spoke;
+        (self.connection, self.at_spoke) = let_in(spoke, &self.node, grants(spoke)).await;
+        assert_ne!(self.at_spoke, before);
     }
 
     pub(super) async fn ask(
