@@ -6,6 +6,7 @@
 //!
 //! It leaves nothing: every process that it started is stopped, and the folders and cgroups are looked for afterwards.
 
+mod bare;
 mod docker;
 mod envelope;
 mod flood;

@@ -1,0 +1,101 @@
+//! What a kill-all is compared with: as many bubblewrap sandboxes with a program in each and nothing of ours around them, in
+//! one cgroup, which die by one write.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+
+/// As a sandbox of ours, as far as that matters to its end.
+const SANDBOX: &str = "--unshare-pid --unshare-ipc --unshare-uts --as-pid-1 --new-session --die-with-parent --cap-drop ALL \
+     --ro-bind / / --dev /dev --proc /proc --tmpfs /run --tmpfs /tmp --tmpfs /var/tmp -- sleep 900";
+/// Bubblewrap itself, and the program.
+const PROCESSES_EACH: usize = 2;
+const COME_UP_WITHIN: Duration = Duration::from_secs(120);
+const DIE_WITHIN: Duration = Duration::from_secs(60);
+
+/// From the write to the death of the last; `None` where there is no cgroup of version 2 to write to.
+pub(crate) fn kill_all(count: usize) -> anyhow::Result<Option<Duration>> {
+    let Some(group) = Group::make()? else {
+        return Ok(None);
+    };
+    let mut sandboxes = Sandboxes(Vec::new());
+    for _ in 0..count {
+        let child = Command::new("sh")
+            .args(["-c", "echo 0 > \"$1\" && shift && exec bwrap \"$@\"", "sh"])
+            .arg(group.0.join("cgroup.procs"))
+            .args(SANDBOX.split_whitespace())
+            .stdin(Stdio::null())
+            .spawn()?;
+        sandboxes.0.push(child);
+    }
+    let deadline = Instant::now() + COME_UP_WITHIN;
+    let all = count * PROCESSES_EACH;
+    while fs::read_to_string(group.0.join("cgroup.procs"))?
+        .lines()
+        .count()
+        != all
+    {
+        ensure!(Instant::now() < deadline, "bare sandboxes do not come up");
+        thread::sleep(Duration::from_millis(50));
+    }
+    // As agents are left alone for a moment before they are killed.
+    thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    group.kill()?;
+    let events = group.0.join("cgroup.events");
+    while !fs::read_to_string(&events)?.contains("populated 0") {
+        ensure!(start.elapsed() < DIE_WITHIN, "bare sandboxes do not die");
+        thread::sleep(Duration::from_micros(200));
+    }
+    Ok(Some(start.elapsed()))
+}
+
+/// Reaped when dropped, by when they are dead.
+struct Sandboxes(Vec<Child>);
+
+impl Drop for Sandboxes {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A cgroup, emptied and removed when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn make() -> anyhow::Result<Option<Self>> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("mounts")?;
+        let unified = mounts.lines().find(|line| line.contains(" - cgroup2 "));
+        let Some(mount) = unified.and_then(|line| line.split(' ').nth(4)) else {
+            return Ok(None);
+        };
+        let path = Path::new(mount).join(format!("bench-bare-{}", std::process::id()));
+        Ok(fs::create_dir(&path).is_ok().then_some(Self(path)))
+    }
+
+    fn kill(&self) -> std::io::Result<()> {
+        fs::write(self.0.join("cgroup.kill"), "1")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = self.kill();
+        for _ in 0..100 {
+            if fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        eprintln!("left behind: {}", self.0.display());
+    }
+}
