@@ -73,7 +73,7 @@ mod payload;
 mod repository;
 
 use mosaic_types::{
-    ConnectionId, ErrorCode, InstanceId, MessageId, Refusal, Timestamp, connection::Connection,
+    ConnectionId, InstanceId, MessageId, Refusal, Timestamp, connection::Connection,
     connection::ConnectionState,
 };
 
@@ -110,7 +110,7 @@ pub struct Refused {
     pub digest: [u8; 32],
 }
 
-/// An envelope that an active peer signed with a key of its own. What it says has not been looked at.
+/// An envelope that an active peer signed as a command, with a key of its own. What it says has not been looked at.
 #[derive(Debug, Clone)]
 pub struct VerifiedEnvelope {
     envelope: ReceivedEnvelope,
@@ -119,8 +119,11 @@ pub struct VerifiedEnvelope {
 }
 
 impl ReceivedEnvelope {
-    /// Verifies that the connection's peer signed this, with one of its keys that is good at `now`, and that the
-    /// connection is active.
+    /// Verifies that the connection's peer signed this as a command, with one of its keys that is good at `now`, and
+    /// that the connection is active.
+    ///
+    /// What a peer signs as something else is public, or in the hands of others: its identity document, its responses.
+    /// It says nothing of who sent it here (F3).
     ///
     /// # Errors
     /// [`Unauthenticated`], whatever the cause.
@@ -143,7 +146,8 @@ impl ReceivedEnvelope {
         now: Timestamp,
     ) -> Result<VerifiedEnvelope, Unauthenticated> {
         let active = connection.state == ConnectionState::Active;
-        if !active || !signed_by_peer(&self, connection, keyring, now) {
+        let is_command = self.payload_type() == PayloadType::Command;
+        if !active || !is_command || !signed_by_peer(&self, connection, keyring, now) {
             return Err(Unauthenticated);
         }
         Ok(VerifiedEnvelope {
@@ -177,19 +181,6 @@ impl VerifiedEnvelope {
         now: Timestamp,
     ) -> Result<AddressedCommand, Refused> {
         let digest = self.envelope.digest();
-        let refuse = |refusal, message_id| Refused {
-            refusal,
-            message_id,
-            digest,
-        };
-        if self.envelope.payload_type() != PayloadType::Command {
-            let refusal = Refusal::field(
-                ErrorCode::ProtocolUnsupported,
-                "payloadType",
-                "this is not a command of protocol v1",
-            );
-            return Err(refuse(refusal, None));
-        }
         let parsed = body::parse(self.envelope.payload(), &self.peer, me, now);
         parsed
             .map(|body| AddressedCommand {
@@ -198,7 +189,11 @@ impl VerifiedEnvelope {
                 digest,
                 body,
             })
-            .map_err(|(refusal, message_id)| refuse(refusal, message_id))
+            .map_err(|(refusal, message_id)| Refused {
+                refusal,
+                message_id,
+                digest,
+            })
     }
 }
 

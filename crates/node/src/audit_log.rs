@@ -3,6 +3,8 @@
 //! What the store does not take is kept in memory and in a spill file, and stored in order when the store is well
 //! again, also after a restart. A crash in the moment between the two can store an entry twice, never lose it.
 //!
+//! An event that is larger than the store takes is stored without its detail, so that it holds up nobody behind it (F21).
+//!
 //! Refusals are cheap to provoke: past a rate, they are counted and go on the trail as one sum.
 
 use std::{
@@ -21,6 +23,7 @@ use mosaic_types::{
 use thiserror::Error;
 use tokio::sync::Notify;
 
+mod oversized;
 mod spill_file;
 
 /// The spill file's name in the data folder: one event a line, as JSON.
@@ -145,7 +148,7 @@ impl AuditLog {
             }
             return;
         }
-        if let Err(error) = self.inner.store.append_audit(event.clone()).await {
+        if let Err(error) = self.append(&event).await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "the audit trail cannot be written; entries are kept back"
@@ -273,7 +276,7 @@ impl AuditLog {
             let Some(event) = self.lock().events.front().cloned() else {
                 return Ok(());
             };
-            self.inner.store.append_audit((*event).clone()).await?;
+            self.append(&event).await?;
             let drained = {
                 let mut kept = self.lock();
                 kept.events.pop_front();
@@ -283,6 +286,27 @@ impl AuditLog {
             if drained {
                 self.remove_spill().await;
             }
+        }
+    }
+
+    /// Stores an event, or what fits of it. What fails here may succeed later, unchanged.
+    async fn append(&self, event: &AuditEvent) -> Result<(), StoreError> {
+        let stored = self.inner.store.append_audit(event.clone()).await;
+        let Err(StoreError::TooLarge { limit_bytes }) = stored else {
+            return stored.map(drop);
+        };
+        let fitting = oversized::shortened(event, limit_bytes);
+        tracing::warn!(
+            action = fitting.action,
+            limit_bytes,
+            "an audit entry is too large; it is stored without its detail"
+        );
+        match self.inner.store.append_audit(fitting).await {
+            Err(StoreError::TooLarge { .. }) => {
+                tracing::error!(limit_bytes, "an audit entry is lost: nothing of it fits");
+                Ok(())
+            }
+            stored => stored.map(drop),
         }
     }
 

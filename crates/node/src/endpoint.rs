@@ -90,7 +90,7 @@ pub trait CommandHandler: Send + Sync + 'static {
     /// The sandbox of a spawn that names none.
     fn default_sandbox(&self) -> SandboxKind;
 
-    /// The peer was heard: what it signed is about to be looked at, whatever becomes of it. Must not wait.
+    /// The peer was heard: by a command to this node that is good now, whatever becomes of it. Must not wait.
     fn heard(&self, connection: ConnectionId) {
         let _ = connection;
     }
@@ -167,7 +167,6 @@ impl Endpoint {
         standing: &Standing,
         now: Timestamp,
     ) -> Result<(Arc<Connection>, GrantedCommand), Rejection> {
-        let unauthenticated = |_| Rejection::Unauthenticated;
         let envelope = ReceivedEnvelope::parse(bytes).map_err(|_| Rejection::Unauthenticated)?;
         let (connection, keyring) = self
             .node
@@ -176,17 +175,22 @@ impl Endpoint {
             .ok_or(Rejection::Unauthenticated)?;
         let verified = envelope
             .verify_with(&connection, &keyring, now)
-            .map_err(unauthenticated)?;
+            .map_err(|_| Rejection::Unauthenticated)?;
+        let refused = |refused| Rejection::Refused(Arc::clone(&connection), refused);
+        let command = verified
+            .parse_command(self.node.instance_id(), now)
+            .map_err(refused)?;
+        // Not before: an old command, or one to another node, may come from whoever has got hold of it. And not later: a
+        // kill needs its place, whatever is still to be looked at.
         standing.raise_to_killer(&Killer::Peer(connection.connection_id));
         self.handler.heard(connection.connection_id);
         let defaults = SpawnDefaults {
             sandbox: Some(self.handler.default_sandbox()),
         };
-        verified
-            .parse_command(self.node.instance_id(), now)
-            .and_then(|command| command.authorise(&connection.granted, &defaults))
-            .map(|granted| (Arc::clone(&connection), granted))
-            .map_err(|refused| Rejection::Refused(connection, refused))
+        let granted = command
+            .authorise(&connection.granted, &defaults)
+            .map_err(refused)?;
+        Ok((connection, granted))
     }
 
     /// The constant answer to whoever is not authenticated.

@@ -64,7 +64,7 @@ error_codes! {
     NotYetValid = "not-yet-valid", 400, true;
     /// No hop is left.
     HopLimit = "hop-limit", 400, false;
-    /// The protocol version ranges do not meet, or the payload type is not one served here.
+    /// The protocol version ranges do not meet.
     ProtocolUnsupported = "protocol-unsupported", 400, false;
     /// A message id, agent id or connection was used before with other content.
     Conflict = "conflict", 409, false;

@@ -1,8 +1,8 @@
 //! `POST /federation/v1/commands`: admission, execution, and the answer that is kept.
 //!
 //! ```text
-//! size cap → strict envelope → peer → signature → from/to/time → grant ─┬─► quota → claim on disk ───┐
-//!                                                                       └─► kill: claim in memory ───┴─► execute → sign → keep
+//! size cap → strict envelope → peer → type, signature → from/to/time → grant ─┬─► quota → claim on disk ───┐
+//!                                                                             └─► kill: claim in memory ───┴─► execute → sign → keep
 //! ```
 //!
 //! What is refused before the claim is not claimed, so it may be tried again under the same id. What was claimed

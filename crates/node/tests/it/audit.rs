@@ -1,4 +1,5 @@
 use mosaic_node::Node;
+use mosaic_store::audit::verify;
 use mosaic_types::{
     Timestamp,
     audit::{Actor, AuditEvent},
@@ -211,6 +212,71 @@ fn named(action: &str) -> AuditEvent {
         outcome: "ok".to_owned(),
         detail: Value::Null,
     }
+}
+
+/// F21: what the store will never take as it is keeps nothing behind it off the trail, and is on it itself: recorded at
+/// once, kept back, and taken up after a restart.
+#[tokio::test]
+async fn f21_an_entry_too_large_for_the_store_holds_up_nobody() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let open = async || {
+        Node::open(config(&dir, "node", NodeRole::Hub))
+            .await
+            .unwrap()
+    };
+    let detail = json!({ "note": "x".repeat(300_000) });
+    let large = |action: &str| AuditEvent {
+        detail: detail.clone(),
+        ..named(action)
+    };
+    let node = open().await;
+    soon(node.audit().record(large("large at once"))).await;
+    assert_eq!(node.audit().kept(), 0, "it is not kept back");
+    soon(node.audit().record(named("after it"))).await;
+    node.audit().record_later(large("large and kept back"));
+    node.audit().record_later(AuditEvent {
+        subject: Some("\u{1}".repeat(300_000)),
+        ..named("large without its detail")
+    });
+    soon(node.audit().record(named("after them"))).await;
+    assert_eq!(node.audit().kept(), 0);
+    node.store().close().await;
+    soon(node.audit().record(large("large with the store gone"))).await;
+    soon(node.audit().record(named("the last"))).await;
+    assert_eq!(node.audit().kept(), 2);
+    drop(node); // as after a crash: nothing is flushed
+
+    let node = open().await;
+    node.close().await;
+    let node = open().await;
+    assert_eq!(node.audit().kept(), 0);
+    let entries = node.store().audit_entries(0, 100).await.unwrap();
+    let events: Vec<AuditEvent> = entries
+        .iter()
+        .map(|entry| serde_json::from_str(&entry.event_json).unwrap())
+        .collect();
+    let told: Vec<_> = events[1..]
+        .iter()
+        .map(|event| (event.action.as_str(), &event.detail))
+        .collect();
+    let omitted = json!({ "omittedBytes": detail.to_string().len() });
+    assert_eq!(
+        told,
+        [
+            ("large at once", &omitted),
+            ("after it", &Value::Null),
+            ("large and kept back", &omitted),
+            ("large without its detail", &Value::Null),
+            ("after them", &Value::Null),
+            ("large with the store gone", &omitted),
+            ("the last", &Value::Null),
+        ]
+    );
+    let verdict = verify(&**node.store(), [node.audit().head()])
+        .await
+        .unwrap();
+    assert!(verdict.valid, "{verdict:?}");
+    node.close().await;
 }
 
 /// Promise 1: a kill records what it did without waiting for a disk that does not take it.

@@ -1,13 +1,17 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
-use mosaic_federation::command::CommandBuilder;
+use mosaic_federation::{command::CommandBuilder, connect::seal_connect, event::seal_events};
 use mosaic_node::HttpLimits;
 use mosaic_types::{
-    ErrorCode, MessageId, Timestamp, command::CommandType, command::NetworkPolicy, grant::Grants,
+    ErrorCode, MessageId, Timestamp,
+    audit::{Actor, AuditEvent},
+    command::CommandType,
+    command::NetworkPolicy,
+    grant::Grants,
 };
 use serde_json::{Value, json};
 
-use crate::harness::{COMMANDS, Pair, Running, agent, repositories, soon, spawn_payload};
+use crate::harness::{COMMANDS, Pair, Running, STREAMS, agent, repositories, soon, spawn_payload};
 
 /// F10: the same message again gets the same bytes, and is not executed again.
 #[tokio::test]
@@ -152,6 +156,67 @@ async fn f6_every_unauthenticated_request_gets_the_same_bytes() {
     assert_eq!(pair.spoke.handler.executed(), 0);
     pair.stop().await;
     stranger.stop().await;
+}
+
+/// F6: what a peer signs as something else is in the hands of others. Whoever sends it here is nobody, and leaves
+/// nothing under the peer's name.
+#[tokio::test]
+async fn f6_whoever_sends_what_a_peer_signed_as_something_else_is_nobody() {
+    let pair = Pair::connected().await;
+    // The hub answers others, too: the spoke is as good as any.
+    let asked = CommandBuilder::new(pair.hub.node.instance_id(), CommandType::InstancePing)
+        .seal(pair.spoke.node.identity(), &json!({}), Timestamp::now())
+        .unwrap();
+    let response = pair.hub.post(COMMANDS, asked.bytes).await;
+    assert_eq!(response.status, 200);
+    let events = seal_events(
+        pair.hub.node.identity(),
+        pair.spoke.node.instance_id(),
+        &[0; 32],
+        0,
+        &[],
+    );
+    let identity = pair.hub.identity().await;
+    let connect = seal_connect(
+        pair.hub.node.identity(),
+        &identity,
+        None,
+        None,
+        &Grants::none(),
+        Timestamp::now(),
+    );
+    let (mut sent, expected) = (1, pair.spoke.post(COMMANDS, b"{}".to_vec()).await);
+    assert_eq!(expected.status, 401);
+    for bytes in [
+        identity,
+        response.body,
+        events.unwrap(),
+        connect.unwrap().bytes,
+    ] {
+        for path in [COMMANDS, STREAMS] {
+            let answer = pair.spoke.post(path, bytes.clone()).await;
+            assert_eq!(answer, expected, "{}", String::from_utf8_lossy(&bytes));
+            sent += 1;
+        }
+    }
+    assert_eq!(pair.spoke.handler.heard.load(Ordering::SeqCst), 0);
+    let command = pair.seal(CommandType::InstancePing, &json!({}));
+    pair.data::<Value>(&command, &pair.send(&command).await);
+    assert_eq!(pair.spoke.handler.heard.load(Ordering::SeqCst), 1);
+
+    let Pair { hub, spoke } = pair;
+    let spoke = Running::start_in(spoke.stop().await, "spoke").await;
+    let entries = spoke.node.store().audit_entries(0, 1000).await.unwrap();
+    let refused: Vec<AuditEvent> = entries
+        .iter()
+        .map(|entry| serde_json::from_str(&entry.event_json).unwrap())
+        .filter(|event: &AuditEvent| event.action.starts_with("federation."))
+        .collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0].actor, Actor::System);
+    assert_eq!(refused[0].detail["count"], sent);
+    spoke.stop().await;
+    hub.stop().await;
 }
 
 /// F11: one who cannot sign cannot use up another's message id.

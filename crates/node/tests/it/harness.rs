@@ -47,6 +47,8 @@ pub(crate) struct Counter {
     pub(crate) padding: AtomicUsize,
     /// Agents that are known to be there.
     pub(crate) known: Mutex<Vec<AgentId>>,
+    /// How often the peer was heard.
+    pub(crate) heard: AtomicU64,
 }
 
 impl Counter {
@@ -61,6 +63,7 @@ impl Counter {
             by_type: Mutex::default(),
             padding: AtomicUsize::new(0),
             known: Mutex::default(),
+            heard: AtomicU64::new(0),
         })
     }
 
@@ -146,6 +149,10 @@ impl CommandHandler for Counter {
 
     fn default_sandbox(&self) -> SandboxKind {
         SandboxKind::Process
+    }
+
+    fn heard(&self, _: ConnectionId) {
+        self.heard.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -298,6 +305,14 @@ impl Running {
         post(&self.http, &format!("{}{path}", self.url), bytes).await
     }
 
+    /// The node's identity document, as anybody can get it.
+    pub(crate) async fn identity(&self) -> Vec<u8> {
+        let url = format!("{}{IDENTITY}", self.url);
+        let response = self.http.get(url).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        response.bytes().await.unwrap().to_vec()
+    }
+
     pub(crate) async fn audit_actions(&self) -> Vec<String> {
         let entries = self.node.store().audit_entries(0, 1000).await.unwrap();
         entries
@@ -333,6 +348,7 @@ pub(crate) async fn post(http: &reqwest::Client, url: &str, bytes: Vec<u8>) -> A
     }
 }
 
+pub(crate) const IDENTITY: &str = "/.well-known/mosaic";
 pub(crate) const COMMANDS: &str = "/federation/v1/commands";
 pub(crate) const STREAMS: &str = "/federation/v1/streams";
 

@@ -1,16 +1,17 @@
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use axum::{Router, routing::get};
 use futures_util::StreamExt;
+use mosaic_federation::command::CommandBuilder;
 use mosaic_node::HttpLimits;
-use mosaic_types::{command::CommandType, grant::Grants};
+use mosaic_types::{ErrorCode, Timestamp, command::CommandType, grant::Grants};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::harness::{COMMANDS, Pair, Running, agent, repositories, soon};
+use crate::harness::{Answer, COMMANDS, Pair, Running, agent, repositories, soon};
 
 async fn raw(node: &Running, bytes: &[u8]) -> String {
     let address = node.url.strip_prefix("http://").unwrap();
@@ -290,6 +291,92 @@ async fn idle_sockets_make_room_for_those_who_may_kill() {
     pair.spoke.handler.events.send_replace(Vec::new());
     assert!(soon(stream.next()).await.unwrap().unwrap().is_empty());
     pair.stop().await;
+}
+
+/// Promise 1: an old command, or one to another node, may come from whoever has got hold of it: it gets its signed
+/// refusal, and no place that a newcomer's kill could need. One that is refused for anything later does.
+#[tokio::test]
+async fn a30_only_a_fresh_command_to_this_node_gives_standing() {
+    let limits = HttpLimits {
+        header_timeout: Duration::from_secs(3600),
+        max_connections: 24,
+        reserved_local_connections: 0,
+        ..HttpLimits::default()
+    };
+    let mut grants = Grants::full(repositories());
+    grants
+        .commands
+        .retain(|command| *command != CommandType::AgentRenew);
+    let pair = Pair::connected_with(grants, limits).await;
+    let seal = |to: &Running, command_type, payload: &Value, at| {
+        CommandBuilder::new(to.node.instance_id(), command_type)
+            .ttl_secs(60)
+            .seal(pair.hub.node.identity(), payload, at)
+            .unwrap()
+    };
+    let (now, kill) = (Timestamp::now(), CommandType::AgentKill);
+    let before = Timestamp::from_unix_millis(now.unix_millis() - 600_000);
+    let later = now.saturating_add(Duration::from_secs(600));
+    let renew = json!({ "agentIds": [mosaic_types::AgentId::generate()], "leaseSecs": 5 });
+    let (spoke, hub) = (&pair.spoke, &pair.hub);
+    let mut sent = Vec::new();
+    for (command, code) in [
+        (seal(spoke, kill, &agent(), before), ErrorCode::Expired),
+        (seal(spoke, kill, &agent(), later), ErrorCode::NotYetValid),
+        (seal(hub, kill, &agent(), now), ErrorCode::WrongRecipient),
+        (
+            seal(spoke, CommandType::AgentRenew, &renew, now),
+            ErrorCode::NotGranted,
+        ),
+    ] {
+        let mut stream = TcpStream::connect(spoke.url.strip_prefix("http://").unwrap())
+            .await
+            .unwrap();
+        let refusal = pair.refusal(&command, &post_on(&mut stream, &command.bytes).await);
+        assert_eq!(refusal.code, code);
+        sent.push((stream, code));
+    }
+    assert_eq!(spoke.handler.heard.load(Ordering::SeqCst), 1);
+    let (mut of_peer, _) = sent.pop().unwrap();
+    let address = spoke.url.strip_prefix("http://").unwrap();
+    let idle = (0..30).map(|_| TcpStream::connect(address));
+    let _idle = futures_util::future::try_join_all(idle).await.unwrap();
+    for (mut stream, code) in sent {
+        let closed = soon(stream.read(&mut [0])).await;
+        assert!(matches!(closed, Ok(0) | Err(_)), "{code}");
+    }
+    let fresh = pair.seal(kill, &agent());
+    let answer = post_on(&mut of_peer, &fresh.bytes).await;
+    assert_eq!(pair.data::<Value>(&fresh, &answer)["count"], 1);
+    pair.stop().await;
+}
+
+/// Posts a command on a connection that stays open.
+async fn post_on(stream: &mut TcpStream, bytes: &[u8]) -> Answer {
+    let length = bytes.len();
+    let head = format!("POST {COMMANDS} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(bytes).await.unwrap();
+    let (mut answer, end) = (Vec::new(), b"\r\n\r\n");
+    let body = loop {
+        let found = answer.windows(end.len()).position(|window| window == end);
+        if let Some(at) = found {
+            break at + end.len();
+        }
+        assert_ne!(soon(stream.read_buf(&mut answer)).await.unwrap(), 0);
+    };
+    let head = String::from_utf8(answer[..body].to_vec()).unwrap();
+    let head = head.to_ascii_lowercase();
+    let header = |name: &str| head.split_once(name).unwrap().1.split_whitespace().next();
+    let length: usize = header("content-length:").unwrap().parse().unwrap();
+    while answer.len() < body + length {
+        assert_ne!(soon(stream.read_buf(&mut answer)).await.unwrap(), 0);
+    }
+    Answer {
+        status: header("http/1.1").unwrap().parse().unwrap(),
+        headers: Vec::new(),
+        body: answer[body..].to_vec(),
+    }
 }
 
 /// Promise 1: whoever has taken every connection there is, a peer or an operator, keeps nobody's kill out.
