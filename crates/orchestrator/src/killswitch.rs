@@ -25,7 +25,7 @@ use mosaic_types::{
     AgentId, ErrorCode, Refusal, Timestamp,
     agent::{AgentStatus, DeathProof, EndReason, ProofMethod},
     audit::{Actor, AuditEvent},
-    command::{KillAllReport, KillOutcome, KillReport},
+    command::{KillAllReport, KillOutcome, KillReport, MAX_REASON_CHARS},
 };
 use serde::Serialize;
 use tracing::{error, warn};
@@ -58,8 +58,6 @@ const WORD_WITHIN: Duration = Duration::from_millis(250);
 const STORE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a caller who asks for it waits for the clean-up.
 const CLEANUP_WITHIN: Duration = Duration::from_secs(60);
-/// How much of a caller's words is kept, in characters.
-const NOTE_CHARS: usize = 500;
 
 /// See the module documentation.
 #[derive(Debug, Clone)]
@@ -77,7 +75,7 @@ pub fn order(reason: EndReason, actor: Actor, note: Option<&str>) -> KillOrder {
     KillOrder {
         reason,
         actor,
-        note: note.map(|note| note.chars().take(NOTE_CHARS).collect()),
+        note: note.map(|note| note.chars().take(MAX_REASON_CHARS).collect()),
         at: Timestamp::now(),
     }
 }

@@ -168,7 +168,7 @@ pub struct HoldStatus {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FederationKillAll {
-    /// Whether every spoke proved every death.
+    /// Whether every spoke proved every death, and holds spawns if a hold was asked for.
     pub complete: bool,
     /// Agents proven dead.
     pub killed: u64,
@@ -196,10 +196,11 @@ pub struct SpokeKillAll {
     /// Its report; absent if it gave none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report: Option<KillAllReport>,
-    /// Why there is no report, or why nothing is kept of what it leaves open.
+    /// Why there is no report, why the hold that was asked for is not in force, or why nothing is kept of what it leaves
+    /// open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Refusal>,
-    /// The kept order (`GET /federation/kills`), where the deaths are not proven yet.
+    /// The kept order (`GET /federation/kills`), where the deaths, or the hold, are not proven yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<KillIntentId>,
 }

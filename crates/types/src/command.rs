@@ -12,6 +12,9 @@ use crate::{
     work::{ResultForm, Salvaged},
 };
 
+/// How much of the words that come with a kill is kept, in characters. A kill is never refused for having more.
+pub const MAX_REASON_CHARS: usize = 500;
+
 macro_rules! command_types {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
         /// What a command asks for. A name outside this list is refused, never passed on.

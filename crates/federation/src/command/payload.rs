@@ -3,8 +3,8 @@
 use mosaic_types::{
     ErrorCode, Refusal,
     command::{
-        AgentRef, CommandType, KillAllPayload, KillPayload, ListPayload, PingPayload, RenewPayload,
-        ResultPayload, SpawnPayload, WatchPayload,
+        AgentRef, CommandType, KillAllPayload, KillPayload, ListPayload, MAX_REASON_CHARS, PingPayload,
+        RenewPayload, ResultPayload, SpawnPayload, WatchPayload,
     },
     label::{self, Label, LabelError},
 };
@@ -19,7 +19,6 @@ const MAX_SKILLS: usize = 50;
 const MAX_SKILL_BYTES: usize = 128;
 const MAX_BRANCH_BYTES: usize = 255;
 const MAX_PAGE: u32 = 500;
-const MAX_REASON_CHARS: usize = 500;
 const MAX_SECRETS: usize = 16;
 /// Longest lease in seconds: a day. The shortest is the spoke's to say.
 const MAX_LEASE_SECS: u64 = 86_400;

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ASK_LIMIT, Failure, KILL_LIMIT, Routing,
     due::keep_up,
-    intents::{Delivery, NewKill},
+    intents::{Delivered, Delivery, NewKill},
     kill::{require_killable, usable},
-    proof::{insist_on_proof, recount},
+    proof::{insist_on_proof, recount, without_hold},
     require_about,
 };
 
@@ -49,6 +49,7 @@ impl Tried<KillReport> {
                     ..refusal
                 },
                 signed: false,
+                silent: false,
             }),
             kept: None,
         }
@@ -123,16 +124,13 @@ impl Routing {
                 Err(refusal) => Delivery::Open {
                     refusal: refusal.clone(),
                     signed: false,
+                    silent: false,
                 },
             };
-            let silent = matches!(delivery, Delivery::Open { signed: false, .. });
-            intents.answered(
-                intent.intent_id,
-                intent.ordered_at,
-                &delivery,
-                Timestamp::now(),
-            );
-            if silent && connection.is_ok() {
+            let (id, of) = (intent.intent_id, Delivered::from(&intent));
+            intents.answered(id, of, &delivery, Timestamp::now());
+            // F21: what keeps this one from being proven need not keep the next one.
+            if matches!(delivery, Delivery::Open { silent: true, .. }) {
                 return;
             }
         }
@@ -164,7 +162,7 @@ impl Routing {
                 };
                 let kind = CommandType::AgentKillAll;
                 let answer = self.call(connection, message_id, kind, &payload, KILL_LIMIT);
-                of_kill_all(&answer.await.map(recount))
+                of_kill_all(&answer.await.map(recount), intent.hold)
             }
         }
     }
@@ -219,7 +217,7 @@ impl Routing {
         delivery: &Delivery,
     ) -> Option<Result<KillIntentId, Refusal>> {
         let intents = &self.inner.intents;
-        let now = Timestamp::now();
+        let (of, now) = (Delivered::from(order), Timestamp::now());
         let is_proven = matches!(delivery, Delivery::Proven(_));
         if is_proven
             || tried
@@ -228,7 +226,7 @@ impl Routing {
                 .is_err_and(Failure::is_final_of_a_kill)
         {
             if let Some(Ok(id)) = tried.kept {
-                intents.answered(id, order.ordered_at, delivery, now);
+                intents.answered(id, of, delivery, now);
                 let refused_first = intents.get(id).is_some_and(|kept| kept.attempts == 1);
                 if !is_proven && refused_first {
                     intents.cancel(id, Actor::System, now);
@@ -248,7 +246,7 @@ impl Routing {
             }
         };
         if let Ok(id) = kept {
-            intents.answered(id, order.ordered_at, delivery, now);
+            intents.answered(id, of, delivery, now);
             intents.release(id, Instant::now());
         }
         Some(kept)
@@ -315,6 +313,7 @@ pub(super) fn of_kill(answer: &Result<KillReport, Failure>) -> Delivery {
         Ok(report) if report.outcome == KillOutcome::Unverified => Delivery::Open {
             refusal: unproven(report.detail.as_deref()),
             signed: true,
+            silent: false,
         },
         Ok(report) => Delivery::Proven(json!({"outcome": report.outcome, "proof": report.proof})),
         // It has no such agent, and lets none start that was asked for before.
@@ -325,15 +324,22 @@ pub(super) fn of_kill(answer: &Result<KillReport, Failure>) -> Delivery {
     }
 }
 
-/// What an answer to a kill-all comes to.
-pub(super) fn of_kill_all(answer: &Result<KillAllReport, Failure>) -> Delivery {
-    match answer {
-        Ok(report) if report.unverified > 0 => Delivery::Open {
-            refusal: unproven(Some(&format!("{} deaths", report.unverified))),
-            signed: true,
-        },
-        Ok(report) => Delivery::Proven(json!({"killed": report.killed, "held": report.held})),
-        Err(failure) => open(failure),
+/// What an answer to a kill-all comes to, whose order has a hold if `hold`.
+pub(super) fn of_kill_all(answer: &Result<KillAllReport, Failure>, hold: bool) -> Delivery {
+    let report = match answer {
+        Ok(report) => report,
+        Err(failure) => return open(failure),
+    };
+    let deaths = (report.unverified > 0).then(|| format!("{} deaths", report.unverified));
+    let no_hold = without_hold(report, hold).map(str::to_owned);
+    let lacking: Vec<String> = deaths.into_iter().chain(no_hold).collect();
+    if lacking.is_empty() {
+        return Delivery::Proven(json!({"killed": report.killed, "held": report.held}));
+    }
+    Delivery::Open {
+        refusal: unproven(Some(&lacking.join("; "))),
+        signed: true,
+        silent: false,
     }
 }
 
@@ -346,5 +352,6 @@ fn open(failure: &Failure) -> Delivery {
     Delivery::Open {
         refusal: failure.refusal.clone(),
         signed: failure.signed,
+        silent: failure.silent,
     }
 }

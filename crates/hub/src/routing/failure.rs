@@ -10,6 +10,8 @@ pub(super) struct Failure {
     pub(super) refusal: Refusal,
     /// Whether the spoke signed it, or nothing was sent. If neither, the command may have been executed.
     pub(super) signed: bool,
+    /// The spoke was not heard at all: anything else that is sent to it now waits in vain as well.
+    pub(super) silent: bool,
 }
 
 impl Failure {
@@ -18,6 +20,7 @@ impl Failure {
         Self {
             refusal,
             signed: true,
+            silent: false,
         }
     }
 
@@ -49,6 +52,7 @@ impl From<PeerError> for Failure {
         Self {
             refusal: error.refusal(),
             signed,
+            silent: matches!(error, PeerError::Unreachable(_) | PeerError::TimedOut),
         }
     }
 }
@@ -71,6 +75,7 @@ pub(super) fn require_about(asked: AgentId, told: AgentId) -> Result<(), Failure
             "the spoke answered about another agent than it was asked about",
         ),
         signed: false,
+        silent: false,
     })
 }
 
@@ -92,6 +97,7 @@ mod tests {
             let failure = Failure {
                 refusal: Refusal::new(code, "x"),
                 signed,
+                silent: false,
             };
             assert_eq!(failure.is_final(), is_final, "{code}");
             assert_eq!(failure.outcome_unknown(), outcome_unknown, "{code}");

@@ -19,6 +19,7 @@ use mosaic_node::AuditLog;
 use mosaic_types::{
     AgentId, ConnectionId, ErrorCode, KillIntentId, Refusal, TaskId, Timestamp,
     audit::{Actor, AuditEvent},
+    command::MAX_REASON_CHARS,
     kill::{KillIntent, KillIntentState, KillTarget},
 };
 use serde_json::json;
@@ -44,8 +45,45 @@ pub(super) struct NewKill {
 pub(super) enum Delivery {
     /// A signed answer proves it.
     Proven(serde_json::Value),
-    /// It is still to be proven, for this reason. `signed` if the spoke itself says so.
-    Open { refusal: Refusal, signed: bool },
+    /// It is still to be proven, for this reason. `signed` if the spoke itself says so, `silent` if it was not heard.
+    Open {
+        refusal: Refusal,
+        signed: bool,
+        silent: bool,
+    },
+}
+
+/// An order as it was delivered: one that was given since is not proven by the answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivered {
+    ordered_at: Timestamp,
+    hold: bool,
+}
+
+impl From<&NewKill> for Delivered {
+    fn from(order: &NewKill) -> Self {
+        Self {
+            ordered_at: order.ordered_at,
+            hold: order.hold,
+        }
+    }
+}
+
+impl From<&KillIntent> for Delivered {
+    fn from(intent: &KillIntent) -> Self {
+        Self {
+            ordered_at: intent.ordered_at,
+            hold: intent.hold,
+        }
+    }
+}
+
+/// As much of an operator's words as a spoke keeps, so that no kill is too large to be sent.
+pub(super) fn cut_reason(reason: String) -> String {
+    match reason.char_indices().nth(MAX_REASON_CHARS) {
+        Some((end, _)) => reason[..end].to_owned(),
+        None => reason,
+    }
 }
 
 /// An agent, as far as orders select by it.
@@ -116,7 +154,9 @@ impl Intents {
     /// Takes up what is on record.
     pub(super) fn load(&self, kept: Vec<KillIntent>, now: Instant) {
         let mut state = self.lock();
-        for intent in kept {
+        for mut intent in kept {
+            // One that an older version kept may be too long to be sent.
+            intent.reason = intent.reason.map(cut_reason);
             if intent.state == KillIntentState::Pending {
                 state
                     .paces
@@ -154,6 +194,8 @@ impl Intents {
             kept.intent.hold |= order.hold;
             // What was delivered was the order before.
             kept.intent.delivered_at = None;
+            // What is on disk is the order before, as well.
+            kept.intent.durable = false;
             kept.direct |= direct;
             kept.intent.intent_id
         } else {
@@ -213,12 +255,11 @@ impl Intents {
         }
     }
 
-    /// Takes in what a delivery came to. `of` is the order's time as it was delivered: a later order about the same is
-    /// not proven by it.
+    /// Takes in what a delivery of `of` came to.
     pub(super) fn answered(
         &self,
         id: KillIntentId,
-        of: Timestamp,
+        of: Delivered,
         delivery: &Delivery,
         at: Timestamp,
     ) {
@@ -226,10 +267,12 @@ impl Intents {
         let Some(kept) = state.pending.get_mut(&id) else {
             return;
         };
-        let superseded = kept.intent.ordered_at > of;
+        let superseded = kept.intent.ordered_at > of.ordered_at || kept.intent.hold && !of.hold;
         let is_signed = match delivery {
             Delivery::Proven(_) => true,
-            Delivery::Open { refusal, signed } => {
+            Delivery::Open {
+                refusal, signed, ..
+            } => {
                 kept.intent.last_error = Some(refusal.clone());
                 *signed
             }
@@ -371,11 +414,14 @@ impl Intents {
         settled.chain(pending).map(written).collect()
     }
 
-    /// It was written, or has to be written again.
+    /// It was written, or has to be written again. What changed since it was taken up is not on disk yet.
     pub(super) fn written(&self, id: KillIntentId, is_written: bool) {
         let mut state = self.lock();
         if !is_written {
             state.unsaved.insert(id);
+            return;
+        }
+        if state.unsaved.contains(&id) {
             return;
         }
         if let Some(kept) = state.pending.get_mut(&id) {

@@ -16,8 +16,8 @@ use super::{
     Failure, KILL_ALL_LIMIT, KILL_AND_CLEANUP_LIMIT, KILL_LIMIT, Routing, STORE_LIMIT, Sending,
     carry_through,
     deliver::{Tried, of_kill, of_kill_all},
-    intents::{Delivery, NewKill},
-    proof::{Heard, insist_on_proof, recount, summarise},
+    intents::{Delivery, NewKill, cut_reason},
+    proof::{Heard, insist_on_proof, recount, summarise, without_hold},
     require_about, unknown_agent,
 };
 
@@ -58,7 +58,7 @@ impl Routing {
     ) -> Result<KillReport, Refusal> {
         let payload = KillPayload {
             agent_id: agent,
-            reason: request.reason,
+            reason: request.reason.map(cut_reason),
             wait_for_cleanup: request.wait_for_cleanup,
         };
         match self.locate_for_kill(agent).await {
@@ -223,7 +223,7 @@ impl Routing {
     ///
     /// # Errors
     /// `unknown-connection` or `connection-not-active` if the request names a connection that is not there or has
-    /// ended.
+    /// ended; `invalid-request` if its label is none.
     pub async fn kill_all(
         &self,
         operator: &Operator,
@@ -253,7 +253,7 @@ impl Routing {
         let payload = KillAllPayload {
             task_id: request.task_id,
             hold: request.hold,
-            reason: request.reason,
+            reason: request.reason.map(cut_reason),
             label: request.label,
             before: None,
         };
@@ -268,6 +268,7 @@ impl Routing {
         spokes.extend(lost);
         Ok(summarise(
             spokes,
+            payload.hold,
             start.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
         ))
     }
@@ -302,16 +303,23 @@ impl Routing {
         let calling = async { calling.await.map(recount) };
         let tried = self.try_kill(&order, calling).await;
         self.record_later(operator, sending, tried.answer.as_ref().err());
-        let kept = self.conclude(&order, &tried, &of_kill_all(&tried.answer));
+        let delivery = of_kill_all(&tried.answer, payload.hold);
+        let kept = self.conclude(&order, &tried, &delivery);
         let (report, mut error) = match tried.answer {
             Ok(report) => (Some(report), None),
             Err(failure) => (None, Some(failure.refusal)),
         };
+        // Of deaths the report says it itself.
+        if let (Some(report), Delivery::Open { refusal, .. }) = (&report, delivery)
+            && without_hold(report, payload.hold).is_some()
+        {
+            error = Some(refusal);
+        }
         if let Some(kept) = &kept {
             let word = self.word_of(kept).await;
             error = match error {
                 Some(refusal) => Some(not_proven(refusal, kept.clone().err(), &word)),
-                // There is a report, and of what it leaves open nothing is kept.
+                // The report tells of the deaths that are not proven; that nothing is kept of them is told here.
                 None => kept.clone().err(),
             };
         }

@@ -33,6 +33,15 @@ pub(super) fn recount(mut report: KillAllReport) -> KillAllReport {
     report
 }
 
+/// Why a hold that was asked for is not in force at a spoke, or not for good.
+pub(super) fn without_hold(report: &KillAllReport, asked: bool) -> Option<&'static str> {
+    match (asked, report.held, report.hold_durable) {
+        (false, ..) | (true, true, None | Some(true)) => None,
+        (true, false, _) => Some("that spawns are held there"),
+        (true, true, Some(false)) => Some("that the hold outlives a restart of the spoke"),
+    }
+}
+
 /// What was heard of spokes of which none has proven the agent's death.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
@@ -88,17 +97,23 @@ impl Heard {
     }
 }
 
-pub(super) fn summarise(spokes: Vec<SpokeKillAll>, elapsed_micros: u64) -> FederationKillAll {
+/// What a kill-all came to, whose order has a hold if `hold`.
+pub(super) fn summarise(
+    spokes: Vec<SpokeKillAll>,
+    hold: bool,
+    elapsed_micros: u64,
+) -> FederationKillAll {
     let reports = || spokes.iter().filter_map(|spoke| spoke.report.as_ref());
     let killed = reports().map(|report| report.killed).sum();
     let unverified = reports().map(|report| report.unverified).sum();
     let unreachable = spokes.iter().filter(|spoke| spoke.report.is_none()).count();
+    let is_held = reports().all(|report| without_hold(report, hold).is_none());
     let pending = spokes
         .iter()
         .filter(|spoke| spoke.pending.is_some())
         .count();
     FederationKillAll {
-        complete: unverified == 0 && unreachable == 0,
+        complete: unverified == 0 && unreachable == 0 && is_held,
         killed,
         unverified,
         unreachable: u64::try_from(unreachable).unwrap_or(u64::MAX),
@@ -138,10 +153,10 @@ mod tests {
 
     #[test]
     fn complete_means_that_every_spoke_proved_every_death() {
-        assert!(summarise(Vec::new(), 0).complete);
-        assert!(summarise(vec![spoke(Some((2, 0))), spoke(Some((0, 0)))], 0).complete);
-        assert!(!summarise(vec![spoke(Some((2, 1)))], 0).complete);
-        let partial = summarise(vec![spoke(Some((3, 0))), spoke(None)], 9);
+        assert!(summarise(Vec::new(), true, 0).complete);
+        assert!(summarise(vec![spoke(Some((2, 0))), spoke(Some((0, 0)))], false, 0).complete);
+        assert!(!summarise(vec![spoke(Some((2, 1)))], false, 0).complete);
+        let partial = summarise(vec![spoke(Some((3, 0))), spoke(None)], false, 9);
         assert!(!partial.complete);
         assert_eq!(
             (partial.killed, partial.unreachable, partial.elapsed_micros),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mosaic_store::RemoteAgent;
 use mosaic_types::{
-    Refusal,
+    ErrorCode, Refusal,
     api::{KillAllRequest, SpokeKillAll},
     command::KillAllPayload,
     connection::{Connection, NodeRole},
@@ -28,6 +28,10 @@ impl Routing {
         &self,
         request: &KillAllRequest,
     ) -> Result<(Vec<Arc<Connection>>, Vec<Arc<Connection>>), Refusal> {
+        if let Some(Err(fault)) = request.label.as_ref().map(Label::check) {
+            let why = fault.to_string();
+            return Err(Refusal::field(ErrorCode::InvalidRequest, "label", why));
+        }
         if let Some(id) = request.connection_id {
             let connection = self.connection(id)?;
             require_killable(&connection)?;

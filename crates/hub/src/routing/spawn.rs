@@ -21,6 +21,9 @@ use super::{
 /// The runtime of a spawn that names none.
 const DEFAULT_RUNTIME: &str = "claude";
 
+/// Longest repository that a spoke takes, in bytes. What is longer is neither kept nor audited.
+const MAX_REPOSITORY_BYTES: usize = 2048;
+
 /// What an operator asks for.
 #[derive(Debug, Clone)]
 pub struct SpawnOrder {
@@ -171,6 +174,13 @@ impl Routing {
                     "{} is a {}: it runs no agents",
                     connection.name, connection.role
                 ),
+            ));
+        }
+        if payload.context.repository.len() > MAX_REPOSITORY_BYTES {
+            return Err(Refusal::field(
+                ErrorCode::InvalidRequest,
+                "context.repository",
+                format!("longer than {MAX_REPOSITORY_BYTES} bytes"),
             ));
         }
         let digest = request_digest(payload)?;

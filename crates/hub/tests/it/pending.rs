@@ -18,12 +18,24 @@ async fn proven(world: &World, count: usize) -> Value {
     world.until(KILLS, is_proven).await
 }
 
-/// The audited kills that were kept, without their prefix.
-async fn audited(world: &World) -> Vec<String> {
+async fn events(world: &World) -> Vec<Value> {
     let audit = world.get("/audit?limit=1000").await.ok();
     let entries = audit["entries"].as_array().unwrap().iter();
     entries
-        .map(|entry| serde_json::from_str::<Value>(entry["eventJson"].as_str().unwrap()).unwrap())
+        .map(|entry| serde_json::from_str(entry["eventJson"].as_str().unwrap()).unwrap())
+        .collect()
+}
+
+async fn audited_as(world: &World, action: &str) -> Vec<Value> {
+    let mut events = events(world).await;
+    events.retain(|event| event["action"] == action);
+    events
+}
+
+/// The audited kills that were kept, without their prefix.
+async fn audited(world: &World) -> Vec<String> {
+    let events = events(world).await.into_iter();
+    events
         .filter_map(|event| {
             let action = event["action"].as_str().unwrap();
             action.strip_prefix("kill-intent.").map(str::to_owned)
@@ -200,6 +212,119 @@ async fn a_kill_that_is_not_proven_is_asked_for_again() {
     world.stop().await;
 }
 
+/// A9: a hold that was asked for and is not in force, or would be lost with a restart, is an order that is still open.
+#[tokio::test]
+async fn a9_a_kill_all_whose_hold_does_not_take_is_asked_for_again() {
+    let world = World::start(1).await;
+    world.spawn(0).await;
+    let agents = || world.spokes[0].handler.agents.lock().unwrap();
+    let path = "/federation/agents/kill-all";
+    for (takes_no_hold, hold_durable, why) in [
+        (true, None, "that spawns are held there"),
+        (
+            false,
+            Some(false),
+            "that the hold outlives a restart of the spoke",
+        ),
+    ] {
+        agents().takes_no_hold = takes_no_hold;
+        agents().hold_durable = hold_durable;
+        let all = world.post(path, json!({"hold": true})).await.ok();
+        assert_eq!(
+            (&all["complete"], &all["unreachable"], &all["pending"]),
+            (&json!(false), &json!(0), &json!(1)),
+            "{all:#}"
+        );
+        let spoke = &all["spokes"][0];
+        let told = spoke["error"]["message"].as_str().unwrap();
+        assert!(told.contains(why), "{told}");
+        assert!(told.contains("the kill is pending as "), "{told}");
+        assert_ne!(spoke["report"], Value::Null);
+        // It was answered, so it holds nobody up, and takes nobody who came after it.
+        let new = world.spawn(0).await;
+        let kills = world.get(KILLS).await.ok();
+        assert_eq!(kills["kills"][0]["state"], "pending", "{kills:#}");
+        assert_eq!(kills["kills"][0]["lastError"]["code"], "outcome-unknown");
+        agents().takes_no_hold = false;
+        agents().hold_durable = Some(true);
+        let is_settled = |kills: &Value| kills["kills"][0]["state"] == "proven";
+        world.until(KILLS, is_settled).await;
+        let status = format!("/federation/agents/{new}/status");
+        assert_eq!(world.get(&status).await.ok()["state"], "running");
+    }
+    // A spoke that says nothing of its disk is taken at its word; and without a hold nothing is asked of it.
+    agents().hold_durable = None;
+    let all = world.post(path, json!({"hold": true})).await.ok();
+    assert_eq!(
+        (&all["complete"], &all["pending"]),
+        (&json!(true), &json!(0))
+    );
+    agents().takes_no_hold = true;
+    let all = world.post(path, json!({})).await.ok();
+    assert_eq!(all["complete"], true);
+    world.stop().await;
+}
+
+/// F21: a kill that gets no usable answer, for a reason of its own, keeps none that comes after it from its spoke.
+#[tokio::test]
+async fn f21_a_kept_kill_that_cannot_be_proven_holds_up_no_other() {
+    let world = World::start(1).await;
+    let (one, other) = (world.spawn(0).await, world.spawn(0).await);
+    world.spokes[0].handler.agents.lock().unwrap().confuses = Some(one);
+    world.spokes[0].link.cut();
+    for agent in [one, other] {
+        let path = format!("/federation/agents/{agent}/kill");
+        let answer = world.post(&path, json!({})).await;
+        answer.refused(502, "peer-unreachable", None);
+    }
+    world.spokes[0].link.mend();
+    let kills = world
+        .until(KILLS, |kills| states(kills) == ["pending", "proven"])
+        .await;
+    assert_eq!(kills["kills"][0]["target"]["agentId"], one.to_string());
+    world.spokes[0].handler.agents.lock().unwrap().confuses = None;
+    proven(&world, 2).await;
+    world.stop().await;
+}
+
+/// F21: no words make a kill too large to be sent: what a spoke would not keep of them is cut.
+#[tokio::test]
+async fn f21_a_kill_with_a_long_reason_is_kept_and_comes_true() {
+    let world = World::start(1).await;
+    let (one, other) = (world.spawn(0).await, world.spawn(0).await);
+    // It fits a request to the hub, but not the envelope that the request would become.
+    let long = json!({"reason": "é".repeat(400_000)});
+    let cut = "é".repeat(500);
+    let path = format!("/federation/agents/{one}/kill");
+    let report = world.post(&path, long.clone()).await.ok();
+    assert_eq!(report["outcome"], "killed");
+    world.spokes[0].link.cut();
+    let path = format!("/federation/agents/{other}/kill");
+    let answer = world.post(&path, long.clone()).await;
+    answer.refused(502, "peer-unreachable", None);
+    world.post("/federation/agents/kill-all", long).await.ok();
+    let kills = world.get(KILLS).await.ok();
+    assert_eq!(states(&kills), ["pending", "pending"]);
+    for kill in [&kills["kills"][0], &kills["kills"][1]] {
+        assert_eq!(kill["reason"], cut);
+    }
+    world.spokes[0].link.mend();
+    proven(&world, 2).await;
+    for action in ["agent.kill", "agent.killAll", "kill-intent.ordered"] {
+        let events = loop {
+            let events = audited_as(&world, action).await;
+            if !events.is_empty() {
+                break events;
+            }
+            tokio::task::yield_now().await;
+        };
+        for event in events {
+            assert_eq!(event["detail"]["reason"], cut, "{action}");
+        }
+    }
+    world.stop().await;
+}
+
 /// A hub that dies while the answer is out does not forget: what takes long is on disk before it is answered, and is
 /// not sent a second time while it is under way.
 #[tokio::test]
@@ -274,6 +399,33 @@ async fn a30_what_is_not_on_disk_is_said_so() {
     let answer = world.post(&path, json!({})).await;
     let detail = answer.body["detail"].as_str().unwrap();
     assert!(detail.contains("for as long as this hub runs"), "{detail}");
+    world.spokes[0].link.mend();
+    proven(&world, 1).await;
+    world.stop().await;
+}
+
+/// A30: what was on disk before a later order was taken in is not that order.
+#[tokio::test]
+async fn a30_a_later_order_that_is_not_on_disk_is_said_so() {
+    let world = World::start(1).await;
+    world.spokes[0].link.cut();
+    let path = "/federation/agents/kill-all";
+    let told = async |body: Value| {
+        let all = world.post(path, body).await.ok();
+        let told = &all["spokes"][0]["error"]["message"];
+        told.as_str().unwrap().to_owned()
+    };
+    let first = told(json!({})).await;
+    assert!(!first.contains("for as long as this hub runs"), "{first}");
+    world.hub.node().store().close().await;
+    let later = told(json!({"hold": true})).await;
+    assert!(later.contains("for as long as this hub runs"), "{later}");
+    let kills = world.get(KILLS).await.ok();
+    let kill = &kills["kills"][0];
+    assert_eq!(
+        (&kill["hold"], &kill["durable"]),
+        (&json!(true), &json!(false))
+    );
     world.spokes[0].link.mend();
     proven(&world, 1).await;
     world.stop().await;

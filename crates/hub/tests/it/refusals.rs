@@ -69,6 +69,39 @@ async fn bad_spawns_name_their_field() {
     world.stop().await;
 }
 
+/// What no spoke takes is not sent, nor does it fill the store and the audit trail.
+#[tokio::test]
+async fn f22_a_repository_longer_than_any_is_neither_kept_nor_audited() {
+    let world = World::start(1).await;
+    let agent = AgentId::generate();
+    let mut order = world.order(0);
+    order["agentId"] = json!(agent);
+    order["context"]["repository"] = json!("x".repeat(900_000));
+    let answer = world.post("/federation/agents/spawn", order).await;
+    answer.refused(400, "invalid-request", Some("context.repository"));
+    let status = format!("/federation/agents/{agent}/status");
+    let answer = world.get(&status).await;
+    answer.refused(404, "unknown-agent", Some("agentId"));
+    let event = loop {
+        let audit = world.get("/audit?limit=1000").await.ok();
+        let entries = audit["entries"].as_array().unwrap().iter();
+        let spawn = entries
+            .map(|entry| entry["eventJson"].as_str().unwrap())
+            .map(|event| serde_json::from_str::<Value>(event).unwrap())
+            .find(|event| event["action"] == "agent.spawn");
+        if let Some(event) = spawn {
+            break event;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(event["outcome"], "invalid-request");
+    assert_eq!(
+        event["detail"],
+        json!({"connectionId": world.connections[0], "sent": false})
+    );
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn bad_requests_are_problems() {
     let world = World::start(1).await;
@@ -116,6 +149,14 @@ async fn bad_requests_are_problems() {
             404,
             "unknown-connection",
             Some("connectionId"),
+        ),
+        (
+            Method::POST,
+            "/federation/agents/kill-all".to_owned(),
+            Some(json!({"label": {"key": "team", "value": "x".repeat(900_000)}})),
+            400,
+            "invalid-request",
+            Some("label"),
         ),
         (
             Method::GET,

@@ -62,6 +62,12 @@ pub(crate) struct Agents {
     pub(crate) no_proofs: bool,
     /// How every spawn is refused, whatever becomes of it.
     pub(crate) refuses_spawns: Option<ErrorCode>,
+    /// Whose kill is answered about somebody else, so that nothing can be taken from the answer.
+    pub(crate) confuses: Option<AgentId>,
+    /// Whether holds that are asked for are not taken.
+    pub(crate) takes_no_hold: bool,
+    /// Whether holds are said to be on disk.
+    pub(crate) hold_durable: Option<bool>,
     /// How every kill is refused.
     pub(crate) refuses_kills: Option<ErrorCode>,
     /// The lease of every agent that asks for none.
@@ -173,7 +179,15 @@ impl Handler {
             }
             CommandPayload::Kill(wanted) => {
                 let (unverified, no_proofs) = (agents.kills_unverified, agents.no_proofs);
-                if agents.claims_ended {
+                if agents.confuses == Some(wanted.agent_id) {
+                    serde_json::to_value(KillReport {
+                        agent_id: AgentId::generate(),
+                        outcome: KillOutcome::AlreadyEnded,
+                        proof: None,
+                        detail: None,
+                        status: None,
+                    })
+                } else if agents.claims_ended {
                     serde_json::to_value(KillReport {
                         agent_id: wanted.agent_id,
                         outcome: KillOutcome::AlreadyEnded,
@@ -190,6 +204,7 @@ impl Handler {
             }
             CommandPayload::KillAll(scope) => {
                 let (unverified, no_proofs) = (agents.kills_unverified, agents.no_proofs);
+                let (takes_no_hold, hold_durable) = (agents.takes_no_hold, agents.hold_durable);
                 let reports: Vec<_> = agents
                     .known
                     .values_mut()
@@ -213,10 +228,10 @@ impl Handler {
                     .collect();
                 let count = reports.len() as u64;
                 serde_json::to_value(KillAllReport {
-                    hold_durable: None,
+                    hold_durable: hold_durable.filter(|_| scope.hold),
                     killed: if unverified { 0 } else { count },
                     unverified: if unverified { count } else { 0 },
-                    held: scope.hold,
+                    held: scope.hold && !takes_no_hold,
                     elapsed_micros: 3,
                     completed_at: Timestamp::now(),
                     agents: reports,

@@ -43,9 +43,17 @@ fn all(connection: ConnectionId, millis: i64) -> NewKill {
     }
 }
 
+fn as_of(order: &NewKill) -> Delivered {
+    order.into()
+}
+
 fn open(signed: bool) -> Delivery {
     let refusal = Refusal::new(ErrorCode::PeerUnreachable, "x");
-    Delivery::Open { refusal, signed }
+    Delivery::Open {
+        refusal,
+        signed,
+        silent: !signed,
+    }
 }
 
 #[tokio::test]
@@ -59,18 +67,92 @@ async fn one_order_about_the_same_is_one_kill_and_the_later_counts() {
     };
     assert_eq!(intents.keep(&later, false, now).unwrap(), id);
     // The answer to the first proves nothing of the second.
-    intents.answered(id, at(1), &Delivery::Proven(json!(1)), at(6));
+    intents.answered(id, as_of(&all(here, 1)), &Delivery::Proven(json!(1)), at(6));
     let kept = intents.get(id).unwrap();
     assert_eq!(
         (kept.state, kept.ordered_at, kept.hold, kept.delivered_at),
         (KillIntentState::Pending, at(5), true, None)
     );
-    intents.answered(id, at(5), &Delivery::Proven(json!(1)), at(7));
+    intents.answered(id, as_of(&later), &Delivery::Proven(json!(1)), at(7));
     assert_eq!(intents.get(id).unwrap().state, KillIntentState::Proven);
     assert_eq!(intents.rounds(here), None, "nothing is pending any more");
     // What is settled is not kept again, and not taken back.
     assert!(intents.cancel(id, Actor::System, at(8)).is_none());
     assert_ne!(intents.keep(&all(here, 9), false, now).unwrap(), id);
+    node.close().await;
+}
+
+/// A30: only what is on disk as it stands is told as durable.
+#[tokio::test]
+async fn a30_an_order_that_was_taken_in_is_not_on_disk_until_it_is_written() {
+    let (_folder, node, intents) = intents(9).await;
+    let (here, now) = (ConnectionId::generate(), Instant::now());
+    let id = intents.keep(&all(here, 1), false, now).unwrap();
+    let is_durable = || intents.get(id).unwrap().durable;
+    let write = || {
+        let taken = intents.take_unsaved();
+        assert_eq!(taken.len(), 1);
+        taken[0].hold
+    };
+    assert!(!write());
+    intents.written(id, true);
+    assert!(is_durable());
+    let with_hold = NewKill {
+        hold: true,
+        ..all(here, 5)
+    };
+    intents.keep(&all(here, 2), false, now).unwrap();
+    assert!(!is_durable());
+    // While that is written a later one comes.
+    assert!(!write());
+    intents.keep(&with_hold, false, now).unwrap();
+    intents.written(id, true);
+    assert!(!is_durable(), "the later order is not on disk");
+    assert!(write());
+    intents.written(id, true);
+    assert!(is_durable());
+    node.close().await;
+}
+
+/// A9: what was ordered with a hold is not settled by the answer to an order without one.
+#[tokio::test]
+async fn a9_an_answer_to_an_order_without_hold_settles_none_with_one() {
+    let (_folder, node, intents) = intents(9).await;
+    let (here, now) = (ConnectionId::generate(), Instant::now());
+    let with_hold = NewKill {
+        hold: true,
+        ..all(here, 1)
+    };
+    let id = intents.keep(&with_hold, false, now).unwrap();
+    let without = all(here, 5);
+    assert_eq!(intents.keep(&without, true, now).unwrap(), id);
+    let proven = Delivery::Proven(json!(1));
+    intents.answered(id, as_of(&without), &proven, at(6));
+    let kept = intents.get(id).unwrap();
+    assert_eq!(
+        (kept.state, kept.delivered_at),
+        (KillIntentState::Pending, None)
+    );
+    intents.answered(id, (&kept).into(), &proven, at(7));
+    assert_eq!(intents.get(id).unwrap().state, KillIntentState::Proven);
+    node.close().await;
+}
+
+/// F21: one that was kept when reasons were not cut can be sent all the same.
+#[tokio::test]
+async fn f21_what_is_on_record_is_small_enough_to_be_sent() {
+    let (_folder, node, intents) = intents(9).await;
+    let (here, now) = (ConnectionId::generate(), Instant::now());
+    let id = intents.keep(&all(here, 1), false, now).unwrap();
+    let on_record = KillIntent {
+        intent_id: KillIntentId::generate(),
+        reason: Some("x".repeat(800_000)),
+        ..intents.get(id).unwrap()
+    };
+    let id = on_record.intent_id;
+    intents.load(vec![on_record], now);
+    let reason = intents.get(id).unwrap().reason.unwrap();
+    assert_eq!(reason, "x".repeat(MAX_REASON_CHARS));
     node.close().await;
 }
 
@@ -97,7 +179,7 @@ async fn f23_a_spoke_that_is_heard_is_tried_at_once() {
         let (due, _) = intents.due(now);
         assert_eq!(due, [here]);
         assert!(intents.due(now).0.is_empty(), "one delivery at a time");
-        intents.answered(id, at(1), &open(false), at(2));
+        intents.answered(id, as_of(&all(here, 1)), &open(false), at(2));
         intents.round_over(here, now);
         let (due, next) = intents.due(now);
         assert!(due.is_empty());
@@ -111,7 +193,7 @@ async fn f23_a_spoke_that_is_heard_is_tried_at_once() {
     assert!(intents.is_undelivered(here));
     let rounds = intents.press(here, now).unwrap();
     assert_eq!(intents.due(now).0, [here]);
-    intents.answered(id, at(1), &open(true), at(2));
+    intents.answered(id, as_of(&all(here, 1)), &open(true), at(2));
     intents.round_over(here, now);
     assert_ne!(intents.rounds(here), Some(rounds));
     assert_eq!(intents.press(here, now), None, "it came to the spoke");
