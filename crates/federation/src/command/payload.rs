@@ -3,8 +3,8 @@
 use mosaic_types::{
     ErrorCode, Refusal,
     command::{
-        AgentRef, CommandType, KillAllPayload, KillPayload, ListPayload, MAX_REASON_CHARS, PingPayload,
-        RenewPayload, ResultPayload, SpawnPayload, WatchPayload,
+        AgentRef, CommandType, KillAllPayload, KillPayload, ListPayload, MAX_REASON_CHARS,
+        PingPayload, RenewPayload, ResultPayload, SpawnPayload, WatchPayload,
     },
     label::{self, Label, LabelError},
 };
