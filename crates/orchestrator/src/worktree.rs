@@ -12,7 +12,7 @@
 //! removing may each be repeated, or cut short by a crash at any point.
 //!
 //! `harvest`, `salvage` and `remove` want an agent that is *proven dead*; that is the caller's part.
-//! Files ignored by `.gitignore` are not work and go with the tree.
+//! Files that git ignores by `.gitignore` are not work and go with the tree.
 
 use std::{
     collections::HashMap,

@@ -11,7 +11,8 @@ use crate::{
     layout::AgentLayout,
     surroundings::Surroundings,
     worktree::{
-        HarvestRequest, KeptWhy, Landing, Removal, RemovalMode, WorkResult, WorktreeError, told,
+        HarvestRequest, KeptWhy, Landing, NotBroughtHome, Removal, RemovalMode, WorkResult,
+        WorktreeError, told,
     },
 };
 
@@ -151,8 +152,8 @@ pub async fn push(around: &Surroundings, record: &AgentRecord) -> (Option<Pushed
     }
 }
 
-/// Removes the working tree and the private HOME, unless that would lose work. Also says whether it may go better
-/// later: a tree that is kept for the work in it stays.
+/// Removes the working tree, unless that would lose work, and the private HOME once it is known that there is none in
+/// it. Also says whether it may go better later: a tree that is kept for the work in it stays.
 pub async fn remove_tree(
     around: &Surroundings,
     record: &AgentRecord,
@@ -167,11 +168,29 @@ pub async fn remove_tree(
         .worktrees
         .remove(&record.agent_id, RemovalMode::OnlySecured)
         .await;
-    let home = around.worktrees.remove_scratch(layout.home()).await;
+    let home = match &tree {
+        Ok(removal) if !may_need_home(removal) => {
+            around.worktrees.remove_scratch(layout.home()).await
+        }
+        _ => Ok(()),
+    };
     match (tree, home) {
         (Err(error), _) | (Ok(_), Err(error)) => (step(false, Some(error.to_string())), true),
         (Ok(Removal::Kept { why }), Ok(())) => (step(false, Some(kept(&why))), false),
         (Ok(Removal::Removed), Ok(())) => (step(true, None), false),
+    }
+}
+
+/// Whether the agent may have worked in its HOME, in a tree that is linked to the one which is kept.
+fn may_need_home(removal: &Removal) -> bool {
+    match removal {
+        Removal::Removed => false,
+        Removal::Kept { why } => match why {
+            KeptWhy::NotBroughtHome { items } => items.iter().any(NotBroughtHome::is_in_home),
+            KeptWhy::NoRecord => true,
+            // Told only once all that is there has been looked at.
+            KeptWhy::Uncommitted | KeptWhy::Unreferenced { .. } => false,
+        },
     }
 }
 

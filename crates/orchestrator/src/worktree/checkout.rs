@@ -45,6 +45,11 @@ impl AgentDirs {
         self.root.join("work")
     }
 
+    /// The agent's HOME, which others make and remove.
+    pub(super) fn home(&self) -> PathBuf {
+        self.root.join("home")
+    }
+
     pub(super) fn being_prepared(&self) -> PathBuf {
         self.root.join("work.preparing")
     }

@@ -41,6 +41,8 @@ pub(super) struct Gathered {
     pub(super) head: Option<Oid>,
     /// Other tips, by the name to keep them under.
     pub(super) tips: BTreeMap<String, Oid>,
+    /// Where further working trees of this repository are, as git has it.
+    pub(super) linked: Vec<PathBuf>,
     /// Tracked paths that a sparse checkout leaves out of the tree.
     pub(super) left_out: BTreeSet<Vec<u8>>,
     /// What the agent had staged, as a tree.
@@ -70,13 +72,13 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Option<Vec<u8>> {
     (u64::try_from(bytes.len()).unwrap_or(u64::MAX) <= limit).then_some(bytes)
 }
 
-/// Takes what is in `<work>/.git` into a fresh repository at `into`.
+/// Takes what is in `<work>/.git` into a fresh repository at `into`. The index is a copy of the agent's.
 pub(super) fn gather(
     work: &Path,
     into: &Path,
     mirror: &Path,
     limits: &Limits,
-) -> Result<Gathered, WorktreeError> {
+) -> Result<(Gathered, Option<Index>), WorktreeError> {
     removal::remove_tree(into)?;
     let git_dir = into.join("git");
     let shadow = into.join("shadow");
@@ -126,15 +128,17 @@ pub(super) fn gather(
         shadow,
         head: None,
         tips: BTreeMap::new(),
+        linked: Vec::new(),
         left_out: BTreeSet::new(),
         staged: None,
         missed,
     };
+    let mut index = None;
     if is_directory {
         refs::read(&theirs, &mut gathered);
-        read_index(&theirs, into, &mut gathered)?;
+        index = read_index(&theirs, into, &mut gathered)?;
     }
-    Ok(gathered)
+    Ok((gathered, index))
 }
 
 /// Gives the owner, us, what the agent may have taken away; failures show when reading.
@@ -284,10 +288,14 @@ fn check_sizes(git_dir: &Path, limits: &Limits) -> Result<(), WorktreeError> {
     walked.map_err(failed())
 }
 
-/// The index tells what is staged and what a sparse checkout leaves out; never what is unchanged.
-fn read_index(theirs: &Path, into: &Path, gathered: &mut Gathered) -> Result<(), WorktreeError> {
+/// The index tells what is staged, what is tracked and what a sparse checkout leaves out; never what is unchanged.
+fn read_index(
+    theirs: &Path,
+    into: &Path,
+    gathered: &mut Gathered,
+) -> Result<Option<Index>, WorktreeError> {
     let Some(bytes) = read_small(&theirs.join("index"), MAX_SMALL_FILE_BYTES * 4) else {
-        return Ok(());
+        return Ok(None);
     };
     let copy = into.join("index");
     // A disk that is full is no fault of the agent's: what is not copied now is tried again.
@@ -296,7 +304,7 @@ fn read_index(theirs: &Path, into: &Path, gathered: &mut Gathered) -> Result<(),
         gathered
             .missed
             .push(NotBroughtHome::new(b".git/index", WhyNot::Unreadable));
-        return Ok(());
+        return Ok(None);
     };
     for entry in index.iter() {
         if entry.flags_extended & SKIP_WORKTREE != 0 {
@@ -313,7 +321,7 @@ fn read_index(theirs: &Path, into: &Path, gathered: &mut Gathered) -> Result<(),
             Err(_) => None,
         };
     }
-    Ok(())
+    Ok(Some(index))
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use super::{
     snapshot::{self, CheckedOut},
 };
 
+mod linked;
+
 /// How many refs besides its branch are made for an agent. Each is a file of the mirror for good.
 const MAX_OTHER_REFS: usize = 1000;
 
@@ -50,7 +52,7 @@ pub(super) fn examine(
     if !fs::symlink_metadata(&work).is_ok_and(|found| found.is_dir()) {
         return Err(WorktreeError::NotPrepared);
     }
-    let mut gathered = gather::gather(&work, &dirs.harvest(), mirror, limits)?;
+    let (mut gathered, index) = gather::gather(&work, &dirs.harvest(), mirror, limits)?;
     let base = Oid::from_str(&record.base_commit).map_err(failed())?;
     let own_branch = gathered.tips.get(&format!("heads/mosaic/{agent}")).copied();
     let mut head = gathered.head.or(own_branch).unwrap_or(base);
@@ -60,11 +62,10 @@ pub(super) fn examine(
         .and_then(|commit| commit.tree())
         .map_err(failed())?;
     let taken = snapshot::take(
-        &gathered.repository,
+        &gathered,
+        index.as_ref(),
         &work,
-        &gathered.shadow,
         Some(&head_tree),
-        &gathered.left_out,
         &CheckedOut::read(&dirs.checked_out()),
         limits,
     )?;
@@ -91,6 +92,7 @@ pub(super) fn examine(
     };
     let mut missed = std::mem::take(&mut gathered.missed);
     missed.extend(taken.missed);
+    missed.extend(linked::not_walked(&gathered.linked, dirs, &missed));
     drop(head_tree);
     Ok(State {
         gathered,

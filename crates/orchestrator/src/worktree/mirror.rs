@@ -5,7 +5,7 @@
 //! refs/tags/*                      the remote's tags
 //! refs/heads/mosaic/<agent>        an agent's commits
 //! refs/mosaic/salvage/<agent>      what a killed agent had not committed
-//! refs/mosaic/agents/<agent>/*     its other branches, stashes, and unfinished operations
+//! refs/mosaic/agents/<agent>/*     its other refs, stashes, and unfinished operations
 //! refs/mosaic/previous/<agent>/*   tips that one of the above had before and does not contain now
 //! ```
 //!

@@ -76,7 +76,7 @@ pub struct PatchSummary {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NotBroughtHome {
-    /// Its path in the tree, or its ref; bytes that are not UTF-8 are replaced.
+    /// Its path in the tree, or its ref, or `~/` and its path in the agent's HOME; bytes that are not UTF-8 are replaced.
     pub path: String,
     /// Why.
     pub why: WhyNot,
@@ -88,6 +88,12 @@ impl NotBroughtHome {
             path: String::from_utf8_lossy(path).into_owned(),
             why,
         }
+    }
+
+    /// Whether it lies in the agent's HOME, which is kept with the tree then.
+    #[must_use]
+    pub fn is_in_home(&self) -> bool {
+        self.why == WhyNot::NestedRepository && self.path.starts_with("~/")
     }
 }
 
@@ -107,7 +113,8 @@ pub enum WhyNot {
     TooDeep,
     /// Git refuses a file of this name.
     NameRefused,
-    /// A repository within the tree: its files were taken, its history was not.
+    /// A repository within the tree: its files were taken, its history was not. Or a further working tree of the
+    /// agent's, in an ignored folder or in its HOME: its commits were taken, its files were not.
     NestedRepository,
     /// More refs than are kept of one agent.
     TooMany,

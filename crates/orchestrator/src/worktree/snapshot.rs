@@ -1,7 +1,7 @@
 //! The working tree as a git tree: read file by file, following nothing, running nothing.
 //!
-//! Ignored files are not work (they are what `git status` would not show). Everything else is taken,
-//! or named with the reason why it was not.
+//! Ignored files are not work (they are what `git status` would not show), unless a commit or the index has them.
+//! Everything else is taken, or named with the reason why it was not.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,8 +19,12 @@ use git2::{Index, IndexEntry, Oid, Repository, Tree};
 use super::{
     Limits, NotBroughtHome, WhyNot,
     error::WorktreeError,
-    gather::{enterable, open_regular, read_small},
+    gather::{Gathered, enterable, open_regular, read_small},
 };
+
+mod ignoring;
+
+use ignoring::Ignoring;
 
 const MAX_DEPTH: usize = 256;
 const MAX_CONTROL_FILE_BYTES: u64 = 1 << 20;
@@ -85,28 +89,32 @@ struct Walk<'a> {
     repository: &'a Repository,
     shadow: &'a Path,
     left_out: &'a BTreeSet<Vec<u8>>,
+    index: Option<&'a Index>,
     limits: &'a Limits,
+    ignoring: Ignoring,
     missed: Vec<NotBroughtHome>,
     seen: u64,
 }
 
-/// Writes the tree of `work` into `repository`, beside `head`'s tree, against which unreadable or
-/// left-out files are kept as they were.
+/// Writes the tree of `work` into the repository, beside `head`'s tree, against which unreadable or
+/// left-out files are kept as they were. What is in the index is tracked as well.
 pub(super) fn take(
-    repository: &Repository,
+    gathered: &Gathered,
+    index: Option<&Index>,
     work: &Path,
-    shadow: &Path,
     head: Option<&Tree<'_>>,
-    left_out: &BTreeSet<Vec<u8>>,
     checked_out: &CheckedOut,
     limits: &Limits,
 ) -> Result<Snapshot, WorktreeError> {
+    let repository = &gathered.repository;
     let mut walk = Walk {
         checked_out,
         repository,
-        shadow,
-        left_out,
+        shadow: &gathered.shadow,
+        left_out: &gathered.left_out,
+        index,
         limits,
+        ignoring: Ignoring::default(),
         missed: Vec::new(),
         seen: 0,
     };
@@ -131,26 +139,26 @@ impl Walk<'_> {
         }
     }
 
-    fn ignored(&self, path: &[u8], is_dir: bool) -> bool {
-        let mut path = path.to_vec();
-        if is_dir {
-            path.push(b'/');
-        }
-        self.repository
-            .is_path_ignored(Path::new(OsStr::from_bytes(&path)))
-            .unwrap_or(false)
+    /// Whether git tracks this although no commit has it, or something in this directory.
+    fn is_indexed(&self, path: &[u8], is_dir: bool) -> bool {
+        let starts_with = |prefix: &[u8]| {
+            let index = self.index?;
+            index.get(index.find_prefix(prefix).ok()?)
+        };
+        // Itself comes before whatever has a longer name.
+        starts_with(path).is_some_and(|entry| entry.path == path)
+            || is_dir && starts_with(&[path, b"/"].concat()).is_some()
     }
 
-    /// Ignore and attribute files are looked at as copies, so that libgit2 opens no path of the
-    /// agent's: one may be a FIFO, or a link into the host.
-    fn take_control_files(&self, dir: &Path, path: &[u8]) -> Result<(), WorktreeError> {
-        for name in [".gitignore", ".gitattributes"] {
-            if let Some(bytes) = read_small(&dir.join(name), MAX_CONTROL_FILE_BYTES) {
-                let shadow = self.shadow.join(OsStr::from_bytes(path));
-                fs::create_dir_all(&shadow)
-                    .and_then(|()| fs::write(shadow.join(name), bytes))
-                    .map_err(WorktreeError::io("copying ignore rules", shadow))?;
-            }
+    /// Attribute files are looked at as copies, so that libgit2 opens no path of the agent's: one may be a FIFO, or
+    /// a link into the host.
+    fn take_attributes(&self, dir: &Path, path: &[u8]) -> Result<(), WorktreeError> {
+        let name = ".gitattributes";
+        if let Some(bytes) = read_small(&dir.join(name), MAX_CONTROL_FILE_BYTES) {
+            let shadow = self.shadow.join(OsStr::from_bytes(path));
+            fs::create_dir_all(&shadow)
+                .and_then(|()| fs::write(shadow.join(name), bytes))
+                .map_err(WorktreeError::io("copying attributes", shadow))?;
         }
         Ok(())
     }
@@ -176,7 +184,9 @@ impl Walk<'_> {
             return Ok(keep);
         };
         listed.sort_by_key(fs::DirEntry::file_name);
-        self.take_control_files(dir, path)?;
+        self.take_attributes(dir, path)?;
+        let rules = read_small(&dir.join(".gitignore"), MAX_CONTROL_FILE_BYTES);
+        let outside = self.ignoring.enter(path, rules);
 
         let mut builder = self.repository.treebuilder(None).map_err(failed())?;
         let mut present = BTreeSet::new();
@@ -186,6 +196,9 @@ impl Walk<'_> {
             if name.eq_ignore_ascii_case(b".git") {
                 if depth > 0 {
                     self.miss(path, WhyNot::NestedRepository);
+                } else if name != b".git" && !self.ignoring.is_ignored(name, true) {
+                    // To git it is as good as the one beside it, and in no tree of anybody's.
+                    self.miss(name, WhyNot::NameRefused);
                 }
                 continue;
             }
@@ -211,6 +224,7 @@ impl Walk<'_> {
                 self.miss(&child, WhyNot::NameRefused);
             }
         }
+        self.ignoring.leave(outside);
         if let Some(head) = head {
             for entry in head
                 .iter()
@@ -260,15 +274,18 @@ impl Walk<'_> {
                 Some((id, TREE)) => Some(self.repository.find_tree(id).map_err(failed())?),
                 _ => None,
             };
-            let ignored = ignored || self.ignored(path, true);
-            if ignored && head.is_none() {
+            let ignored = ignored || self.ignoring.is_ignored(path, true);
+            if ignored && head.is_none() && !self.is_indexed(path, true) {
                 return Ok(None);
             }
             let tree = self.directory(file, path, head.as_ref(), ignored, depth + 1)?;
             return Ok(tree.map(|tree| (tree, TREE)));
         }
         let was_file = tracked.filter(|(_, mode)| !matches!(*mode, TREE | GITLINK));
-        if was_file.is_none() && (ignored || self.ignored(path, false)) {
+        if was_file.is_none()
+            && (ignored || self.ignoring.is_ignored(path, false))
+            && !self.is_indexed(path, false)
+        {
             return Ok(None);
         }
         if found.is_symlink() {

@@ -36,7 +36,7 @@ impl Worktrees {
         AgentDirs::new(&self.inner.config.agents_dir, agent).patch()
     }
 
-    /// Removes a directory of an agent that holds nothing of its work, such as its `HOME`.
+    /// Removes a directory of an agent that holds nothing of its work, as its `HOME` mostly does.
     ///
     /// # Errors
     /// What could not be removed.

@@ -88,7 +88,10 @@ impl Peer {
 
     /// The spoke's operator ends the connection, and lets the same peer in again.
     async fn turned_out_and_let_in(&mut self, spoke: &Spoke) {
-        let path = format!("/api/v1/federation/connections/{}/disconnect", self.at_spoke);
+        let path = format!(
+            "/api/v1/federation/connections/{}/disconnect",
+            self.at_spoke
+        );
         let (status, answer) = spoke.call(reqwest::Method::POST, &path, None).await;
         assert_eq!(status, 200, "{answer}");
         let before = self.at_spoke;

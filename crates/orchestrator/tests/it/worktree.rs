@@ -1,8 +1,10 @@
 //! Working trees: real repositories, the real git CLI as the agent.
 
+mod aside;
 mod bundle;
 mod harvest;
 mod hostile;
+mod ignored;
 mod odd;
 mod patch;
 mod preparing;

@@ -1,12 +1,17 @@
 //! What an agent's `.git` points to: read as text, name by name, and checked against the objects that were taken.
+//!
+//! Every ref is work but those of `refs/remotes`, and so is what a log of HEAD alone still has: a commit that was made
+//! off every branch, or whose branch was deleted.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ffi::OsStr,
     fs,
-    path::Path,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
 };
 
-use git2::{Oid, Reference};
+use git2::{Oid, Reference, Repository, Sort};
 
 use super::{
     super::{NotBroughtHome, WhyNot},
@@ -17,6 +22,27 @@ const MAX_REF_DEPTH: usize = 16;
 /// Loose refs of one directory that are read.
 const MAX_LOOSE_REFS: usize = 100_000;
 const MAX_MISSED: usize = 1000;
+/// Further working trees that are looked at.
+const MAX_LINKED: usize = 1000;
+/// A larger log of HEAD is not read.
+const MAX_LOG_BYTES: u64 = 4 << 20;
+/// Lines of all of them that are read, the last ones first.
+const MAX_LOG_LINES: usize = 10_000;
+
+/// What an operation that was broken off is to come back to. An autostash is the uncommitted work of its start, and is
+/// named nowhere else.
+const UNFINISHED: [&str; 7] = [
+    "MERGE_HEAD",
+    "CHERRY_PICK_HEAD",
+    "rebase-merge/orig-head",
+    "rebase-apply/orig-head",
+    "rebase-merge/autostash",
+    "rebase-apply/autostash",
+    "MERGE_AUTOSTASH",
+];
+
+/// Names that are ours below the place of an agent's refs.
+const RESERVED: [&str; 5] = ["index", "stashes", "tips", "unfinished", "worktrees"];
 
 fn parse_id(text: &[u8]) -> Option<Oid> {
     let text = std::str::from_utf8(text).ok()?.trim_end();
@@ -31,130 +57,271 @@ fn loose_id(path: &Path) -> Option<Oid> {
     parse_id(&read_small(path, 4096)?)
 }
 
-pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
-    let mut refs: BTreeMap<String, Oid> = BTreeMap::new();
-    let packed = theirs.join("packed-refs");
-    match read_small(&packed, MAX_SMALL_FILE_BYTES) {
-        Some(bytes) => {
-            for line in bytes.split(|byte| *byte == b'\n') {
-                if let Some((id, name)) = line.split_at_checked(40)
-                    && let Some(id) = parse_id(id)
-                    && let Some(name) = name
-                        .strip_prefix(b" ")
-                        .and_then(|name| std::str::from_utf8(name).ok())
-                {
-                    refs.insert(name.to_owned(), id);
-                }
-            }
+/// The name to keep a ref under; none for one that cannot be kept by name.
+fn kept_as(name: &[u8]) -> Option<&str> {
+    let name = std::str::from_utf8(name).ok()?;
+    let rest = name.strip_prefix("refs/")?;
+    let reserved = RESERVED.contains(&rest.split('/').next().unwrap_or(rest));
+    (!reserved && Reference::is_valid_name(name)).then_some(rest)
+}
+
+/// What is found before it is looked up.
+#[derive(Default)]
+struct Found {
+    refs: BTreeMap<Vec<u8>, Oid>,
+    /// By the name to keep them under.
+    tips: Vec<(String, Oid)>,
+    /// Without one, or with one that cannot be kept, which is told if the commit is not there.
+    nameless: Vec<(Oid, Option<Vec<u8>>)>,
+    log_lines: usize,
+    missed: Vec<NotBroughtHome>,
+}
+
+impl Found {
+    fn miss(&mut self, path: &[u8], why: WhyNot) {
+        if self.missed.len() < MAX_MISSED {
+            self.missed.push(NotBroughtHome::new(path, why));
         }
-        None if fs::symlink_metadata(&packed).is_ok() => {
-            gathered
-                .missed
-                .push(NotBroughtHome::new(b".git/packed-refs", WhyNot::Unreadable));
-        }
-        None => {}
-    }
-    if !loose_refs(&theirs.join("refs"), "refs", 0, &mut refs) {
-        gathered
-            .missed
-            .push(NotBroughtHome::new(b".git/refs", WhyNot::TooMany));
-    }
-    if theirs.join("reftable").is_dir() {
-        gathered
-            .missed
-            .push(NotBroughtHome::new(b".git/reftable", WhyNot::Unreadable));
     }
 
+    fn packed_refs(&mut self, theirs: &Path) {
+        let packed = theirs.join("packed-refs");
+        match read_small(&packed, MAX_SMALL_FILE_BYTES) {
+            Some(bytes) => {
+                for line in bytes.split(|byte| *byte == b'\n') {
+                    if let Some((id, name)) = line.split_at_checked(40)
+                        && let Some(id) = parse_id(id)
+                        && let Some(name) = name.strip_prefix(b" ")
+                    {
+                        self.refs.insert(name.to_owned(), id);
+                    }
+                }
+            }
+            None if fs::symlink_metadata(&packed).is_ok() => {
+                self.miss(b".git/packed-refs", WhyNot::Unreadable);
+            }
+            None => {}
+        }
+    }
+
+    /// What one working tree has of its own, `name` telling which.
+    fn of_tree(&mut self, dir: &Path, name: &str) {
+        for unfinished in UNFINISHED {
+            let file = dir.join(unfinished);
+            if !file.parent().is_some_and(is_directory) {
+                continue;
+            }
+            let flat = unfinished.replace('/', "-");
+            if let Some(id) = loose_id(&file) {
+                self.tips.push((format!("unfinished/{name}{flat}"), id));
+            } else if unfinished.to_ascii_lowercase().ends_with("autostash")
+                && fs::symlink_metadata(&file).is_ok()
+            {
+                self.miss(
+                    format!("unfinished/{name}{flat}").as_bytes(),
+                    WhyNot::Unreadable,
+                );
+            }
+        }
+        self.log_of_head(dir, name);
+    }
+
+    fn log_of_head(&mut self, dir: &Path, name: &str) {
+        let logs = dir.join("logs");
+        if !is_directory(&logs) {
+            return;
+        }
+        enterable(&logs);
+        let log = logs.join("HEAD");
+        match read_small(&log, MAX_LOG_BYTES) {
+            Some(bytes) => {
+                let lines = bytes.rsplit(|byte| *byte == b'\n');
+                for line in lines.filter(|line| !line.is_empty()) {
+                    if self.log_lines >= MAX_LOG_LINES {
+                        return self.miss(format!("{name}logs/HEAD").as_bytes(), WhyNot::TooMany);
+                    }
+                    self.log_lines += 1;
+                    if let Some(id) = line.get(41..81).and_then(parse_id) {
+                        self.nameless.push((id, None));
+                    }
+                }
+            }
+            None if fs::symlink_metadata(&log).is_ok() => {
+                self.miss(format!("{name}logs/HEAD").as_bytes(), WhyNot::Unreadable);
+            }
+            None => {}
+        }
+    }
+}
+
+fn is_directory(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
+pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
+    let mut found = Found::default();
+    found.packed_refs(theirs);
+    if !loose_refs(&theirs.join("refs"), b"refs", 0, &mut found.refs) {
+        found.miss(b".git/refs", WhyNot::TooMany);
+    }
+    if theirs.join("reftable").is_dir() {
+        found.miss(b".git/reftable", WhyNot::Unreadable);
+    }
+
+    let repository = &gathered.repository;
     let commit = |id: Oid| {
-        let object = gathered.repository.find_object(id, None).ok()?;
+        let object = repository.find_object(id, None).ok()?;
         Some(object.peel_to_commit().ok()?.id())
     };
     let head = read_small(&theirs.join("HEAD"), 4096).and_then(|bytes| {
         if let Some(name) = bytes.strip_prefix(b"ref: ") {
-            let name = std::str::from_utf8(name).ok()?.trim_end();
-            refs.get(name).copied()
+            found.refs.get(name.trim_ascii_end()).copied()
         } else {
             parse_id(&bytes)
         }
     });
     gathered.head = head.and_then(commit);
-    let broken_head = head.is_some() && gathered.head.is_none();
+    if head.is_some() && gathered.head.is_none() {
+        found.miss(b".git/HEAD", WhyNot::MissingObjects);
+    }
 
-    let mut tips: Vec<(String, Oid)> = Vec::new();
-    for (name, id) in &refs {
-        let ours = name.starts_with("refs/heads/")
-            || name.starts_with("refs/tags/")
-            || name == "refs/stash";
-        if ours && Reference::is_valid_name(name) {
-            tips.push((name.trim_start_matches("refs/").to_owned(), *id));
+    for (name, id) in std::mem::take(&mut found.refs) {
+        if name.starts_with(b"refs/remotes/") {
+            continue;
+        }
+        match kept_as(&name) {
+            Some(kept) => found.tips.push((kept.to_owned(), id)),
+            None => found.nameless.push((id, Some(name))),
         }
     }
     // The older stashes are in the log alone.
     if let Some(log) = read_small(&theirs.join("logs/refs/stash"), MAX_SMALL_FILE_BYTES) {
         for (number, line) in log.split(|byte| *byte == b'\n').enumerate().take(1000) {
             if let Some(id) = line.get(41..81).and_then(parse_id) {
-                tips.push((format!("stashes/{number}"), id));
+                found.tips.push((format!("stashes/{number}"), id));
             }
         }
     }
-    for name in [
-        "MERGE_HEAD",
-        "CHERRY_PICK_HEAD",
-        "rebase-merge/orig-head",
-        "rebase-apply/orig-head",
-    ] {
-        if let Some(id) = loose_id(&theirs.join(name)) {
-            tips.push((format!("unfinished/{}", name.replace('/', "-")), id));
-        }
+    found.of_tree(theirs, "");
+    let linked = theirs.join("worktrees");
+    let linked = if is_directory(&linked) {
+        enterable(&linked);
+        entries(&linked)
+    } else {
+        Vec::new()
+    };
+    if linked.len() > MAX_LINKED {
+        found.miss(b".git/worktrees", WhyNot::TooMany);
     }
-    for (number, linked) in entries(&theirs.join("worktrees"))
-        .into_iter()
-        .enumerate()
-        .take(1000)
-    {
+    for (number, linked) in linked.into_iter().enumerate().take(MAX_LINKED) {
+        if !is_directory(&linked) {
+            continue;
+        }
+        enterable(&linked);
         if let Some(id) = loose_id(&linked.join("HEAD")) {
-            tips.push((format!("worktrees/{number}"), id));
+            found.tips.push((format!("worktrees/{number}"), id));
         }
-    }
-    let mut missed = Vec::new();
-    if broken_head {
-        missed.push(NotBroughtHome::new(b".git/HEAD", WhyNot::MissingObjects));
-    }
-    let mut found = BTreeMap::new();
-    // There may be as many as fit into the file, of one commit.
-    let mut known: HashMap<Oid, Option<Oid>> = HashMap::new();
-    for (name, id) in tips {
-        match *known.entry(id).or_insert_with(|| commit(id)) {
-            Some(commit) => {
-                found.insert(name, commit);
+        found.of_tree(&linked, &format!("worktrees-{number}-"));
+        let place = linked.join("gitdir");
+        match read_small(&place, 4096 * 2) {
+            Some(bytes) => {
+                let path = PathBuf::from(OsStr::from_bytes(bytes.trim_ascii_end()));
+                // The file `.git` of it; from here, if it is told so.
+                let path = linked.join(path);
+                gathered.linked.extend(path.parent().map(Path::to_owned));
             }
-            None if missed.len() < MAX_MISSED
-                && (name.starts_with("heads/") || name.starts_with("stash")) =>
-            {
-                missed.push(NotBroughtHome::new(name.as_bytes(), WhyNot::MissingObjects));
+            None if fs::symlink_metadata(&place).is_ok() => {
+                found.miss(b".git/worktrees", WhyNot::Unreadable);
             }
             None => {}
         }
     }
-    gathered.tips = found;
-    gathered.missed.extend(missed);
+
+    let mut tips = BTreeMap::new();
+    // There may be as many as fit into the file, of one commit.
+    let mut known: HashMap<Oid, Option<Oid>> = HashMap::new();
+    let mut commit = |id| *known.entry(id).or_insert_with(|| commit(id));
+    for (name, id) in std::mem::take(&mut found.tips) {
+        match commit(id) {
+            Some(commit) => {
+                tips.insert(name, commit);
+            }
+            // A tag may be of anything, and one that is not a commit came from the remote.
+            None if !name.starts_with("tags/") => {
+                found.miss(name.as_bytes(), WhyNot::MissingObjects);
+            }
+            None => {}
+        }
+    }
+    let mut nameless = BTreeSet::new();
+    for (id, name) in std::mem::take(&mut found.nameless) {
+        match (commit(id), name) {
+            (Some(commit), _) => {
+                nameless.insert(commit);
+            }
+            (None, Some(name)) => found.miss(&name, WhyNot::MissingObjects),
+            // Cleared away by the agent's own git.
+            (None, None) => {}
+        }
+    }
+    let named: HashSet<Oid> = tips.values().copied().chain(gathered.head).collect();
+    match not_reached(repository, &nameless, &named) {
+        Ok(own) => tips.extend(own.into_iter().map(|id| (format!("tips/{id}"), id))),
+        Err(_) => found.miss(b".git/logs/HEAD", WhyNot::MissingObjects),
+    }
+    gathered.tips = tips;
+    gathered.missed.append(&mut found.missed);
+}
+
+/// Those of the commits that neither the holders nor another of them has in its history.
+fn not_reached(
+    repository: &Repository,
+    commits: &BTreeSet<Oid>,
+    holders: &HashSet<Oid>,
+) -> Result<Vec<Oid>, git2::Error> {
+    let mut walk = repository.revwalk()?;
+    walk.set_sorting(Sort::TOPOLOGICAL)?;
+    let mut any = false;
+    for commit in commits.iter().filter(|id| !holders.contains(*id)) {
+        walk.push(*commit)?;
+        any = true;
+    }
+    if !any {
+        return Ok(Vec::new());
+    }
+    for holder in holders {
+        walk.hide(*holder)?;
+    }
+    let mut reached = HashSet::new();
+    let mut own = Vec::new();
+    for id in walk {
+        let id = id?;
+        if !reached.remove(&id) {
+            own.push(id);
+        }
+        reached.extend(repository.find_commit(id)?.parent_ids());
+    }
+    Ok(own)
 }
 
 /// `false` if there are more than are looked at.
-fn loose_refs(dir: &Path, name: &str, depth: usize, refs: &mut BTreeMap<String, Oid>) -> bool {
-    if depth > MAX_REF_DEPTH || !fs::symlink_metadata(dir).is_ok_and(|found| found.is_dir()) {
+fn loose_refs(dir: &Path, name: &[u8], depth: usize, refs: &mut BTreeMap<Vec<u8>, Oid>) -> bool {
+    if !is_directory(dir) {
         return true;
+    }
+    if depth > MAX_REF_DEPTH {
+        return false;
     }
     enterable(dir);
     let limit = refs.len().saturating_add(MAX_LOOSE_REFS);
     for path in entries(dir) {
-        let Some(file) = path.file_name().and_then(|file| file.to_str()) else {
+        let Some(file) = path.file_name() else {
             continue;
         };
         if refs.len() >= limit {
             return false;
         }
-        let name = format!("{name}/{file}");
+        let name = [name, b"/", file.as_bytes()].concat();
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_dir() && !loose_refs(&path, &name, depth + 1, refs) => {
                 return false;

@@ -37,6 +37,6 @@ fn a26_an_index_without_room_for_its_copy_is_an_error_and_not_unreadable() {
     let mirror = dir.path().join("mirror");
     fs::create_dir_all(mirror.join("objects")).unwrap();
     let gathered = gather(&work, &small.join("into"), &mirror, &Limits::default());
-    let error = gathered.map(|gathered| gathered.missed).unwrap_err();
+    let error = gathered.map(|(gathered, _)| gathered.missed).unwrap_err();
     assert!(matches!(error, WorktreeError::DiskFull { .. }), "{error}");
 }
