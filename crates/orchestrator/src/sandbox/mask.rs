@@ -8,7 +8,7 @@
 //! | form | found |
 //! |---|---|
 //! | as it is | also across reads, writes and pauses |
-//! | in a JSON string | escaped once or twice (JSON in JSON), with and without `\u` for what is not ASCII |
+//! | in a JSON string | escaped once or twice (JSON in JSON), with `\/`, HTML-safe (`\u003c`, `\u003C`), in ASCII alone |
 //! | percent-encoded | as RFC 3986, `encodeURIComponent`, forms (`+`), and with `/` left alone; either case |
 //! | base64 | standard and URL-safe, padded or not, at each of the three places in a longer text, and wrapped at 64 or 76 |
 //! | several lines | each line of at least 16 bytes by itself too, but for `-----BEGIN …` and its like |

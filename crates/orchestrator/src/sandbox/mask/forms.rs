@@ -8,12 +8,15 @@ use base64::{
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
 };
 
+mod json;
+
 /// The shortest line of a longer value that is looked for by itself.
 const MIN_LINE_BYTES: usize = 16;
 /// Where `base64` and PEM break their lines.
 const WRAPPED_AT: [usize; 2] = [64, 76];
 
-/// Every form of a value, each once.
+/// Every form of a value, each once. However odd the value, they are at most 59 by [`spelled`] and 34 by [`encoded`],
+/// and 59 for each line; a value without anything to escape has less than 10.
 pub(super) fn of(value: &str) -> BTreeSet<Vec<u8>> {
     let mut forms = BTreeSet::new();
     let mut add = |form: String| {
@@ -36,11 +39,7 @@ pub(super) fn of(value: &str) -> BTreeSet<Vec<u8>> {
 /// As it is, in JSON, in a URL.
 fn spelled(text: &str, add: &mut impl FnMut(String)) {
     add(text.to_owned());
-    for ascii in [false, true] {
-        let once = in_json(text, ascii);
-        add(in_json(&once, ascii));
-        add(once);
-    }
+    json::strings(text, add);
     let unreserved = "-._~";
     for (kept, upper) in [
         (unreserved, true),
@@ -52,27 +51,6 @@ fn spelled(text: &str, add: &mut impl FnMut(String)) {
         add(percent.replace("%20", "+"));
         add(percent);
     }
-}
-
-fn in_json(text: &str, ascii: bool) -> String {
-    let mut escaped = String::with_capacity(text.len() + 8);
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => escaped.extend(['\\', c]),
-            '\n' => escaped.push_str("\\n"),
-            '\r' => escaped.push_str("\\r"),
-            '\t' => escaped.push_str("\\t"),
-            '\u{8}' => escaped.push_str("\\b"),
-            '\u{c}' => escaped.push_str("\\f"),
-            c if c < ' ' || (ascii && !c.is_ascii()) => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    let _ = write!(escaped, "\\u{unit:04x}");
-                }
-            }
-            c => escaped.push(c),
-        }
-    }
-    escaped
 }
 
 fn in_url(text: &str, kept: &str, upper: bool) -> String {
