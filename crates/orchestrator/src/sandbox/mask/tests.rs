@@ -86,8 +86,8 @@ fn each_form_is_masked_however_it_is_cut() {
 /// Has every character that some encoder escapes of its own choice.
 const ODD: &str = "p&ss<w0rd>1/x+y='`\"\\ö😀z";
 
-/// [`ODD`] as encoders write it, in the order of ours, and that in a string of `JSON.stringify`. By their own output
-/// or, where there was none at hand, by their sources; not by our code.
+/// [`ODD`] as encoders write it, in the order of ours, and that in a string of one that escapes no more than it has to.
+/// Nothing here is by our code: the first two are Python's own output, the others by hand.
 const ENCODED: [(&str, &str); 13] = [
     (
         r#"p&ss<w0rd>1/x+y='`\"\\ö😀z"#,
