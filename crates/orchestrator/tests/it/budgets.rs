@@ -280,11 +280,12 @@ async fn a_kill_that_no_daemon_saw_through_leaves_nothing_uncounted() {
     let mut spoke = Spoke::start_process_with(COUNTING).await;
     let agent = spawn(
         &spoke,
-        "until_go; say a 70; echo said; exec sleep 1000",
+        "echo at-work; until_go; say a 70; echo said; exec sleep 1000",
         json!({}),
     )
     .await;
-    spoke.becomes(agent, ObservedState::Running).await;
+    // On record as running it is before it is let go.
+    spoke.wrote(agent, "at-work").await;
     let word = Spoke::kill_word().replace("AGENT", &agent.to_string());
     spoke.crash();
     go(&spoke, agent);
