@@ -1,5 +1,6 @@
 //! Kills and holds of a whole spoke: what is answered, what is on record, what is left.
 
+use mosaic_e2e::api::eventually;
 use mosaic_types::{
     AgentId,
     agent::{AgentState, EndReason, ObservedState, ProofMethod},
@@ -534,11 +535,15 @@ async fn a8_a_start_that_hangs_keeps_nobody_else_alive() {
     let body = spoke.spawn_body(hanging, FOREVER);
     spoke.call(Method::POST, "/agents/spawn", Some(body)).await;
     spoke.becomes(hanging, ObservedState::Spawning).await;
-    let group = spoke.data_dir().join("cgroup-parent");
-    let group = std::fs::read_to_string(group).unwrap();
-    let group = format!("{}/local/{hanging}", group.trim());
-    mosaic_e2e::api::eventually("the agent's group", async || {
-        std::fs::exists(&group).unwrap().then_some(())
+    // Where the kernel has it wait: a moment earlier a kill would still come first.
+    let threads = format!("/proc/{}/task", spoke.pid());
+    eventually("a start that hangs", async || {
+        let mut threads = std::fs::read_dir(&threads).unwrap().flatten();
+        let waits_in =
+            |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("wchan"));
+        threads
+            .any(|thread| waits_in(thread).is_ok_and(|place| place == "wait_for_partner"))
+            .then_some(())
     })
     .await;
 
