@@ -29,12 +29,20 @@ const PROGRAMS: [&str; 11] = [
 ];
 /// How long it may take to come up, or to let go of what it has.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Users that this host's `nobody` may map, for one who sees this in place of the host's own lists.
+const SUBORDINATE: &str = "nobody:100000:65536\n";
+/// `nobody`, by number: its group has another name on some hosts.
+const NOBODY: &str = "65534:65534";
+/// Shows a list in place of the host's own, to what it then becomes.
+const WITH_LISTS: &str =
+    "mount --bind \"$0\" /etc/subuid && mount --bind \"$0\" /etc/subgid && exec \"$@\"";
 
 /// See the module documentation.
 #[derive(Debug)]
 pub struct PrivateEngine {
     daemon: Option<Child>,
     arguments: Vec<String>,
+    maps_users: bool,
     dir: TempDir,
 }
 
@@ -46,6 +54,21 @@ impl PrivateEngine {
 
     /// Starts one with these arguments, in a folder that `prepare` has seen.
     pub async fn start_with(arguments: &[&str], prepare: impl FnOnce(&Path)) -> Option<Self> {
+        Self::start_as(false, arguments, prepare).await
+    }
+
+    /// Starts one whose root is another user on the host (`userns-remap`). The host's lists of such users are not
+    /// touched: it sees its own in their place.
+    pub async fn start_mapping_users() -> Option<Self> {
+        let remap = format!("--userns-remap={NOBODY}");
+        Self::start_as(true, &[&remap], |_| {}).await
+    }
+
+    async fn start_as(
+        maps_users: bool,
+        arguments: &[&str],
+        prepare: impl FnOnce(&Path),
+    ) -> Option<Self> {
         if !rustix::process::geteuid().is_root() || !runs("dockerd") || !runs("docker") {
             eprintln!("only root can start an engine, and needs dockerd and docker");
             return None;
@@ -56,10 +79,12 @@ impl PrivateEngine {
             .unwrap();
         fs::create_dir(dir.path().join("data")).unwrap();
         fs::write(dir.path().join("daemon.json"), "{}").unwrap();
+        fs::write(dir.path().join("subordinate"), SUBORDINATE).unwrap();
         prepare(&dir.path().join("data"));
         let mut engine = Self {
             daemon: None,
             arguments: arguments.iter().map(ToString::to_string).collect(),
+            maps_users,
             dir,
         };
         if !engine.up().await {
@@ -100,8 +125,15 @@ impl PrivateEngine {
         let _ = fs::remove_file(self.socket());
         let value = |name: &str| self.path(name).display().to_string();
         // In a network of its own: without a bridge it would take away that of another engine.
-        let daemon = Command::new("unshare")
-            .args(["--net", "--", "dockerd"])
+        let mut daemon = Command::new("unshare");
+        if self.maps_users {
+            let lists = value("subordinate");
+            daemon.args(["--mount", "--net", "--", "sh", "-c", WITH_LISTS, &lists]);
+        } else {
+            daemon.args(["--net", "--"]);
+        }
+        let daemon = daemon
+            .arg("dockerd")
             .args(["--config-file", &value("daemon.json")])
             .args(["--data-root", &value("data")])
             .args(["--exec-root", &value("exec")])

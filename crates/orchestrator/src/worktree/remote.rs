@@ -15,19 +15,23 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    process::Command,
+    process::{Child, Command},
+    time::Instant,
 };
+use tracing::warn;
 
 use super::{
     Transport, WorktreeConfig,
     address::{BranchName, RepositoryUrl},
+    blocking,
     error::WorktreeError,
     lock::MirrorLock,
-    mirror::REFSPECS,
+    mirror::{REFSPECS, objects_dir},
 };
 
 const MAX_OUTPUT_BYTES: u64 = 64 << 10;
 const MAX_DETAIL_CHARS: usize = 400;
+const REDIRECTS: [u16; 5] = [301, 302, 303, 307, 308];
 
 /// A credential of the spoke's configuration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -72,6 +76,17 @@ struct Environment {
     secrets: Vec<String>,
 }
 
+/// What a child, or one after another, is started for.
+struct Errand<'a> {
+    url: &'a RepositoryUrl,
+    mirror: &'a Path,
+    lock: Option<&'a MirrorLock>,
+    limit: Duration,
+    /// When the limit of all of it is reached.
+    until: Instant,
+    environment: Environment,
+}
+
 #[derive(Debug)]
 pub(super) struct Remotes {
     git: PathBuf,
@@ -110,11 +125,10 @@ impl Remotes {
         limit: Duration,
         want_default: bool,
     ) -> Result<Option<BranchName>, WorktreeError> {
-        let environment = self.environment(url)?;
-        let run = |arguments: Vec<OsString>| {
-            self.run(url, mirror, Some(lock), limit, arguments, &environment)
-        };
-        let mut arguments: Vec<OsString> = [
+        let errand = self.errand(url, mirror, Some(lock), limit)?;
+        // Of a fetch that was killed.
+        remove_unfinished(mirror).await?;
+        let options = [
             "fetch",
             "--quiet",
             "--prune",
@@ -124,18 +138,23 @@ impl Remotes {
             "--no-auto-maintenance",
             "--",
             url.as_str(),
-        ]
-        .map(OsString::from)
-        .to_vec();
-        arguments.extend(REFSPECS.map(OsString::from));
-        run(arguments).await?;
+        ];
+        let fetched = self
+            .run(&errand, &[&options[..], &REFSPECS[..]].concat())
+            .await;
+        if fetched.is_err() {
+            remove_unfinished(mirror).await?;
+        }
+        fetched?;
         if !want_default {
             return Ok(None);
         }
-        let heads = run(["ls-remote", "--symref", "--", url.as_str(), "HEAD"]
-            .map(OsString::from)
-            .to_vec())
-        .await?;
+        let heads = self
+            .run(
+                &errand,
+                &["ls-remote", "--symref", "--", url.as_str(), "HEAD"],
+            )
+            .await?;
         Ok(heads.lines().find_map(|line| {
             let name = line
                 .strip_prefix("ref: refs/heads/")?
@@ -144,7 +163,8 @@ impl Remotes {
         }))
     }
 
-    /// Pushes one ref of `mirror`, of which the child only reads, and never by force.
+    /// Pushes one ref of `mirror`, of which the child only reads, and never by force. Where it is not known what came
+    /// of it, the remote is asked.
     pub(super) async fn push(
         &self,
         url: &RepositoryUrl,
@@ -152,24 +172,45 @@ impl Remotes {
         refspec: &str,
         limit: Duration,
     ) -> Result<(), WorktreeError> {
-        let environment = self.environment(url)?;
-        let arguments = [
+        let errand = self.errand(url, mirror, None, limit)?;
+        let options = [
             "push",
-            "--quiet",
             "--no-verify",
             "--no-follow-tags",
             "--no-signed",
             "--no-force",
             "--recurse-submodules=no",
-            "--",
-            url.as_str(),
-            refspec,
-        ]
-        .map(OsString::from)
-        .to_vec();
-        self.run(url, mirror, None, limit, arguments, &environment)
-            .await
-            .map(drop)
+        ];
+        let what = ["--", url.as_str(), refspec];
+        let pushed = self
+            .run(&errand, &[&options[..], &["--quiet"], &what].concat())
+            .await;
+        let Err(error @ WorktreeError::RepositoryUnreachable { .. }) = pushed else {
+            return pushed.map(drop);
+        };
+        // The answer may have been lost, and not the push.
+        let asking = [&options[..], &["--dry-run", "--porcelain"], &what].concat();
+        match self.run(&errand, &asking).await {
+            Ok(told) if told.lines().any(|line| line.starts_with("=\t")) => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    fn errand<'a>(
+        &self,
+        url: &'a RepositoryUrl,
+        mirror: &'a Path,
+        lock: Option<&'a MirrorLock>,
+        limit: Duration,
+    ) -> Result<Errand<'a>, WorktreeError> {
+        Ok(Errand {
+            url,
+            mirror,
+            lock,
+            limit,
+            until: Instant::now() + limit,
+            environment: self.environment(url)?,
+        })
     }
 
     /// The child's whole environment.
@@ -274,34 +315,51 @@ impl Remotes {
         })
     }
 
-    async fn run(
-        &self,
-        url: &RepositoryUrl,
-        mirror: &Path,
-        lock: Option<&MirrorLock>,
-        limit: Duration,
-        arguments: Vec<OsString>,
-        environment: &Environment,
-    ) -> Result<String, WorktreeError> {
+    /// Runs git once for the errand; what it said.
+    async fn run(&self, errand: &Errand<'_>, arguments: &[&str]) -> Result<String, WorktreeError> {
+        let mut child = self.start(errand, arguments)?;
+        // After the child, to go before it: while it has not been waited for, the group's id is its own.
+        let group = Group::of(&child);
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let work = async { tokio::join!(child.wait(), bounded(stdout), bounded(stderr)) };
+        let Ok((status, stdout, stderr)) = tokio::time::timeout_at(errand.until, work).await else {
+            drop(group);
+            let _ = child.wait().await;
+            return Err(WorktreeError::FetchTimedOut {
+                repository: errand.url.clone(),
+                limit_secs: errand.limit.as_secs(),
+            });
+        };
+        group.has_ended();
+        let status = status.map_err(WorktreeError::io("waiting for git", &self.git))?;
+        if status.success() {
+            return Ok(stdout);
+        }
+        let secrets = &errand.environment.secrets;
+        Err(failure(
+            errand.url,
+            &redacted(&stderr, secrets),
+            !secrets.is_empty(),
+        ))
+    }
+
+    fn start(&self, errand: &Errand<'_>, arguments: &[&str]) -> Result<Child, WorktreeError> {
+        let mirror = errand.mirror;
         // Its stdin is our lock, which is empty: should we be killed, the mirror stays locked until the
         // child is done writing.
-        let stdin = match lock {
+        let stdin = match errand.lock {
             Some(lock) => Stdio::from(
                 lock.share()
                     .map_err(WorktreeError::io("sharing the mirror's lock", mirror))?,
             ),
             None => Stdio::null(),
         };
-        let mut child = Command::new(&self.git)
-            .args(&arguments)
+        let variables = errand.environment.variables.iter();
+        Command::new(&self.git)
+            .args(arguments)
             .current_dir(mirror)
             .env_clear()
-            .envs(
-                environment
-                    .variables
-                    .iter()
-                    .map(|(key, value)| (key, value)),
-            )
+            .envs(variables.map(|(key, value)| (key, value)))
             .env("GIT_DIR", mirror)
             .stdin(stdin)
             .stdout(Stdio::piped())
@@ -314,30 +372,50 @@ impl Remotes {
                     program: self.git.clone(),
                 },
                 _ => WorktreeError::io("starting git", &self.git)(error),
-            })?;
-        let group = child
-            .id()
-            .and_then(|pid| i32::try_from(pid).ok())
-            .and_then(Pid::from_raw);
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let work = async { tokio::join!(child.wait(), bounded(stdout), bounded(stderr)) };
-        let Ok((status, stdout, stderr)) = tokio::time::timeout(limit, work).await else {
-            // Not yet waited for, so the group's id is still its own.
-            if let Some(group) = group {
-                let _ = kill_process_group(group, Signal::KILL);
-            }
-            let _ = child.wait().await;
-            return Err(WorktreeError::FetchTimedOut {
-                repository: url.clone(),
-                limit_secs: limit.as_secs(),
-            });
-        };
-        let status = status.map_err(WorktreeError::io("waiting for git", &self.git))?;
-        if status.success() {
-            return Ok(stdout);
-        }
-        Err(failure(url, &redacted(&stderr, &environment.secrets)))
+            })
     }
+}
+
+/// A child's process group, which is ended when this is dropped: by a time limit, or because nobody waits any more, as
+/// after a kill. What the child started would hang on where it hung.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        Self(pid.and_then(Pid::from_raw))
+    }
+
+    /// Nothing of it is left, and its id may be somebody else's soon.
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+/// Removes what git has written of packs that did not become one: it stays when a connection breaks or git is killed,
+/// and a mirror is never cleaned up otherwise. Wants the mirror's lock.
+async fn remove_unfinished(mirror: &Path) -> Result<(), WorktreeError> {
+    let packs = objects_dir(mirror).join("pack");
+    blocking("removing what is left of a fetch", move || {
+        for entry in fs::read_dir(packs).into_iter().flatten().flatten() {
+            if !entry.file_name().as_encoded_bytes().starts_with(b"tmp_") {
+                continue;
+            }
+            if let Err(error) = fs::remove_file(entry.path()) {
+                warn!(path = %entry.path().display(), %error, "could not remove what is left of a fetch");
+            }
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn bounded(pipe: Option<impl AsyncRead + Unpin>) -> String {
@@ -394,7 +472,8 @@ fn redacted(text: &str, secrets: &[String]) -> String {
         .collect()
 }
 
-fn failure(url: &RepositoryUrl, detail: &str) -> WorktreeError {
+/// What git's words mean; `presented` says whether it had a token to present.
+fn failure(url: &RepositoryUrl, detail: &str, presented: bool) -> WorktreeError {
     let repository = url.clone();
     let lower = detail.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
@@ -402,9 +481,19 @@ fn failure(url: &RepositoryUrl, detail: &str) -> WorktreeError {
         WorktreeError::DiskFull {
             operation: "fetching",
         }
+    } else if says(&["could not read username"]) {
+        // Git tells only that it has nobody to ask for another one.
+        let detail = if presented {
+            "the server does not take the credential that is configured"
+        } else {
+            "the server wants a credential, and none is configured"
+        };
+        WorktreeError::RepositoryDenied {
+            repository,
+            detail: detail.to_owned(),
+        }
     } else if says(&[
         "authentication failed",
-        "could not read username",
         "permission denied",
         "host key verification",
         "error: 401",
@@ -422,9 +511,14 @@ fn failure(url: &RepositoryUrl, detail: &str) -> WorktreeError {
     } else if says(&["not found", "does not exist"]) {
         WorktreeError::RepositoryNotFound { repository }
     } else {
-        WorktreeError::RepositoryUnreachable {
-            repository,
-            detail: detail.to_owned(),
-        }
+        let redirects = REDIRECTS
+            .iter()
+            .any(|status| lower.contains(&format!("error: {status}")));
+        let detail = if redirects {
+            format!("it redirects, which is not followed: {detail}")
+        } else {
+            detail.to_owned()
+        };
+        WorktreeError::RepositoryUnreachable { repository, detail }
     }
 }

@@ -8,6 +8,7 @@ pub(crate) mod engine;
 mod frozen;
 mod isolation;
 mod life;
+mod mapping;
 mod meddler;
 mod network;
 pub(crate) mod rig;

@@ -10,6 +10,10 @@ mod docker;
 #[cfg(test)]
 mod egress;
 #[cfg(test)]
+mod git_server;
+#[cfg(test)]
+mod https;
+#[cfg(test)]
 mod kills;
 #[cfg(test)]
 mod leases;

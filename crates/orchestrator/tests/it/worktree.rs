@@ -4,6 +4,7 @@ mod aside;
 mod bundle;
 mod harvest;
 mod hostile;
+mod https;
 mod ignored;
 mod odd;
 mod patch;
