@@ -314,7 +314,7 @@ impl Stack {
                 Actor::System,
                 move |connection, now| {
                     Ok::<_, mosaic_types::Refusal>(Connection {
-                        url: Some(url),
+                        url: Some(url.clone()),
                         updated_at: now,
                         version: connection.version + 1,
                         ..connection.clone()

@@ -313,6 +313,9 @@ pub(crate) fn read_response(
     if !correlates {
         return mismatch("correlationId");
     }
+    if !is_head(&body.audit_head) {
+        return Err(malformed("auditHead", "not the head of a trail"));
+    }
     let result = match (body.success, body.data, body.error) {
         (true, Some(data), None) => Ok(data.to_owned()),
         (false, None, Some(error)) => Err(error.into_refusal()),
@@ -329,6 +332,15 @@ pub(crate) fn read_response(
         audit_head: body.audit_head,
         timestamp: body.timestamp,
     })
+}
+
+/// Whether it has the form of one: it is kept, and many of a peer (F22).
+fn is_head(head: &AuditHead) -> bool {
+    let is_digest = |hash: &str| {
+        let digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        hash.len() == 64 && hash.bytes().all(digit)
+    };
+    i64::try_from(head.seq).is_ok() && is_digest(&head.hash)
 }
 
 fn malformed(field: impl Into<String>, reason: impl Into<String>) -> ResponseError {

@@ -3,7 +3,7 @@
 //! What the store does not take is kept in memory and in a spill file, and stored in order when the store is well
 //! again, also after a restart. A crash in the moment between the two can store an entry twice, never lose it.
 //!
-//! An event that is larger than the store takes is stored without its detail, so that it holds up nobody behind it (F21).
+//! None is held up by one before it that is too large (F21): the store takes that without its detail.
 //!
 //! Refusals are cheap to provoke: past a rate, they are counted and go on the trail as one sum.
 
@@ -19,11 +19,11 @@ use mosaic_store::{SharedStore, StoreError};
 use mosaic_types::{
     ConnectionId, InstanceId, Timestamp,
     audit::{Actor, AuditEvent, AuditHead},
+    connection::Connection,
 };
 use thiserror::Error;
 use tokio::sync::Notify;
 
-mod oversized;
 mod spill_file;
 
 /// The spill file's name in the data folder: one event a line, as JSON.
@@ -34,6 +34,9 @@ const MAX_KEPT: usize = 100_000;
 
 /// Events that are taken for the spill file at a time: bounds how long the queue is locked for it.
 const SPILL_BATCH: usize = 1000;
+
+/// Events that are stored at a time: a store that commits a hundred times a second takes thousands of them.
+const STORE_BATCH: usize = 256;
 
 /// Refusals of one peer that go on the trail singly within [`WINDOW`].
 const SINGLE_REFUSALS: u32 = 60;
@@ -141,9 +144,10 @@ impl AuditLog {
     /// Records an event: durable when this returns, in the store or, if the store fails, in the spill file.
     pub async fn record(&self, event: AuditEvent) {
         if self.kept() > 0 {
-            // Others wait to be stored: this one comes after them.
-            self.keep(event);
-            if self.flush().await.is_err() {
+            // Others wait to be stored: this one comes after them, but not after those that come meanwhile.
+            if let Some(number) = self.keep(event)
+                && self.flush_through(number).await.is_err()
+            {
                 self.spill().await;
             }
             return;
@@ -186,6 +190,34 @@ impl AuditLog {
         now: Timestamp,
     ) {
         let key = peer.map(|(_, connection)| connection);
+        let instance = peer.map(|(instance, _)| instance);
+        if self.is_single(instance, key, now) {
+            self.keep(AuditEvent {
+                at: now,
+                actor: actor(instance, key),
+                action: action.to_owned(),
+                subject: None,
+                outcome: code.to_owned(),
+                detail: serde_json::Value::Null,
+            });
+        }
+    }
+
+    /// The same of an order that came to nothing, with all that is to be told of it as long as such are few.
+    pub(crate) fn refused_order(&self, connection: &Connection, event: AuditEvent) {
+        let id = Some(connection.connection_id);
+        if self.is_single(Some(&connection.peer), id, event.at) {
+            self.keep(event);
+        }
+    }
+
+    /// Counts a refusal, and says whether it goes on the trail by itself.
+    fn is_single(
+        &self,
+        peer: Option<&InstanceId>,
+        key: Option<ConnectionId>,
+        now: Timestamp,
+    ) -> bool {
         let mut due = None;
         let single = {
             let mut tallies = self
@@ -194,7 +226,7 @@ impl AuditLog {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             let tally = tallies.entry(key).or_insert_with(|| Tally {
-                peer: peer.map(|(instance, _)| instance.clone()),
+                peer: peer.cloned(),
                 since: now,
                 single: 0,
                 summed: 0,
@@ -215,16 +247,7 @@ impl AuditLog {
         if let Some(event) = due {
             self.keep(event);
         }
-        if single {
-            self.keep(AuditEvent {
-                at: now,
-                actor: actor(peer.map(|(instance, _)| instance), key),
-                action: action.to_owned(),
-                subject: None,
-                outcome: code.to_owned(),
-                detail: serde_json::Value::Null,
-            });
-        }
+        single
     }
 
     /// Records the sums of refusals whose window is over, and forgets those peers. `all`: of every window.
@@ -271,43 +294,47 @@ impl AuditLog {
 
     /// Stores what was kept back, in order.
     pub(crate) async fn flush(&self) -> Result<(), StoreError> {
-        let _flushing = self.inner.flushing.lock().await;
-        loop {
-            let Some(event) = self.lock().events.front().cloned() else {
-                return Ok(());
-            };
-            self.append(&event).await?;
-            let drained = {
-                let mut kept = self.lock();
-                kept.events.pop_front();
-                kept.stored += 1;
-                kept.events.is_empty()
-            };
-            if drained {
-                self.remove_spill().await;
-            }
-        }
+        while self.flush_some().await? > 0 {}
+        Ok(())
     }
 
-    /// Stores an event, or what fits of it. What fails here may succeed later, unchanged.
+    /// The same until the event of this number is stored.
+    async fn flush_through(&self, number: u64) -> Result<(), StoreError> {
+        while self.lock().stored <= number {
+            self.flush_some().await?;
+        }
+        Ok(())
+    }
+
+    /// Stores the first of what was kept back, and says how many. By turns, so that nobody waits for what came later.
+    async fn flush_some(&self) -> Result<usize, StoreError> {
+        let _flushing = self.inner.flushing.lock().await;
+        let events: Vec<AuditEvent> = {
+            let kept = self.lock();
+            let first = kept.events.iter().take(STORE_BATCH);
+            first.map(|event| (**event).clone()).collect()
+        };
+        let count = events.len();
+        if count == 0 {
+            return Ok(0);
+        }
+        self.inner.store.append_audits(events).await?;
+        let drained = {
+            let mut kept = self.lock();
+            kept.events.drain(..count);
+            kept.stored += count as u64;
+            kept.events.is_empty()
+        };
+        if drained {
+            self.remove_spill().await;
+        }
+        Ok(count)
+    }
+
+    /// Stores an event. What fails here may succeed later, unchanged.
     async fn append(&self, event: &AuditEvent) -> Result<(), StoreError> {
         let stored = self.inner.store.append_audit(event.clone()).await;
-        let Err(StoreError::TooLarge { limit_bytes }) = stored else {
-            return stored.map(drop);
-        };
-        let fitting = oversized::shortened(event, limit_bytes);
-        tracing::warn!(
-            action = fitting.action,
-            limit_bytes,
-            "an audit entry is too large; it is stored without its detail"
-        );
-        match self.inner.store.append_audit(fitting).await {
-            Err(StoreError::TooLarge { .. }) => {
-                tracing::error!(limit_bytes, "an audit entry is lost: nothing of it fits");
-                Ok(())
-            }
-            stored => stored.map(drop),
-        }
+        stored.map(drop)
     }
 
     /// Writes what is kept back to the spill file, durably. Nobody who records meanwhile waits for it.
@@ -346,9 +373,12 @@ impl AuditLog {
         }
     }
 
-    fn keep(&self, event: AuditEvent) {
+    /// Keeps an event back, and says its number; `None` if there is no room for it.
+    fn keep(&self, event: AuditEvent) -> Option<u64> {
         let mut kept = self.lock();
-        if kept.events.len() < MAX_KEPT {
+        let has_room = kept.events.len() < MAX_KEPT;
+        let number = kept.stored + kept.events.len() as u64;
+        if has_room {
             kept.events.push_back(Arc::new(event));
         } else {
             kept.lost += 1;
@@ -361,6 +391,7 @@ impl AuditLog {
         }
         drop(kept);
         self.inner.wake.notify_one();
+        has_room.then_some(number)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {

@@ -1,8 +1,12 @@
 //! The connections of this node: a write-through cache of the store.
 //!
 //! Reads never touch the store, so that a peer's kill is verified with the store gone. Changes go through the store
-//! first, one at a time. The exception is a move that takes a connection out of use: if the store fails, it is
-//! taken out of use in memory all the same, and the caller is told that a restart would undo that.
+//! first, one at a time, and are carried through whoever hangs up meanwhile: what is on record is in force. The exception
+//! is a move that takes a connection out of use: in memory that holds before the store is asked. If the store fails, the
+//! caller is told that a restart would undo it, and asking again makes it last.
+//!
+//! What the store forgets to make room for a new connection is forgotten here too: memory is no larger than the table,
+//! and a restart changes nothing.
 
 use std::{
     collections::HashMap,
@@ -22,10 +26,11 @@ use tokio::sync::watch;
 use crate::http::problem::store_refusal;
 
 /// See the module documentation.
+#[derive(Clone)]
 pub struct Connections {
     store: SharedStore,
-    table: RwLock<Table>,
-    changes: tokio::sync::Mutex<()>,
+    table: Arc<RwLock<Table>>,
+    changes: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Connections {
@@ -43,6 +48,8 @@ struct Table {
 
 struct Entry {
     connection: Arc<Connection>,
+    /// As it is on record, where that differs: the store has not taken, or not yet, what holds in memory.
+    stored: Option<Arc<Connection>>,
     /// The connection's keys, enrolled once.
     keyring: Arc<Keyring>,
     state: watch::Sender<ConnectionState>,
@@ -52,13 +59,7 @@ struct Entry {
 impl Table {
     fn put(&mut self, connection: Arc<Connection>) {
         let id = connection.connection_id;
-        if let Some(old) = self.by_id.get(&id) {
-            for key in &old.connection.keys {
-                if self.by_key.get(&key.key_id) == Some(&id) {
-                    self.by_key.remove(&key.key_id);
-                }
-            }
-        }
+        self.forget_keys(id);
         if connection.state == ConnectionState::Disconnected {
             if self.by_peer.get(&connection.peer) == Some(&id) {
                 self.by_peer.remove(&connection.peer);
@@ -77,6 +78,7 @@ impl Table {
         match self.by_id.get_mut(&id) {
             Some(entry) => {
                 entry.connection = Arc::clone(&connection);
+                entry.stored = None;
                 entry.keyring = keyring;
                 entry.state.send_replace(state);
                 entry.changes.send_replace(connection);
@@ -84,11 +86,32 @@ impl Table {
             None => {
                 let entry = Entry {
                     connection: Arc::clone(&connection),
+                    stored: None,
                     keyring,
                     state: watch::Sender::new(state),
                     changes: watch::Sender::new(connection),
                 };
                 self.by_id.insert(id, entry);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: ConnectionId) {
+        self.forget_keys(id);
+        if let Some(entry) = self.by_id.remove(&id)
+            && self.by_peer.get(&entry.connection.peer) == Some(&id)
+        {
+            self.by_peer.remove(&entry.connection.peer);
+        }
+    }
+
+    fn forget_keys(&mut self, id: ConnectionId) {
+        let Some(entry) = self.by_id.get(&id) else {
+            return;
+        };
+        for key in &entry.connection.keys {
+            if self.by_key.get(&key.key_id) == Some(&id) {
+                self.by_key.remove(&key.key_id);
             }
         }
     }
@@ -102,8 +125,8 @@ impl Connections {
         }
         Ok(Self {
             store,
-            table: RwLock::new(table),
-            changes: tokio::sync::Mutex::new(()),
+            table: Arc::new(RwLock::new(table)),
+            changes: Arc::default(),
         })
     }
 
@@ -186,8 +209,9 @@ impl Connections {
         })
     }
 
-    /// Changes a connection by `f`, which answers with the connection of the next version or refuses. The move is
-    /// audited as `connection.<what became of it>`.
+    /// Changes a connection by `f`, which answers with the connection of the next version or refuses. It is asked of the
+    /// connection as it is in memory and, should it refuse, as it is on record. The move is audited as
+    /// `connection.<what became of it>`.
     ///
     /// # Errors
     /// `unknown-connection`, what `f` refuses, or what the store says. After a failure of the store a connection
@@ -196,36 +220,62 @@ impl Connections {
         &self,
         id: ConnectionId,
         actor: Actor,
-        f: impl FnOnce(&Connection, Timestamp) -> Result<Connection, E>,
+        f: impl Fn(&Connection, Timestamp) -> Result<Connection, E>,
     ) -> Result<Arc<Connection>, Refusal> {
-        let _changes = self.changes.lock().await;
-        let current = self.get(id).ok_or_else(|| {
+        let turn = Arc::clone(&self.changes).lock_owned().await;
+        let known = self.read(|table| {
+            let entry = table.by_id.get(&id)?;
+            Some((Arc::clone(&entry.connection), entry.stored.clone()))
+        });
+        let (current, stored) = known.ok_or_else(|| {
             Refusal::new(ErrorCode::UnknownConnection, "no connection of that id")
         })?;
         let now = Timestamp::now();
-        let next = f(&current, now).map_err(Into::into)?;
-        let audit = event(actor, verb(current.state, next.state), &next, now);
-        match self.store.save_connection(next.clone(), audit).await {
-            Ok(_) => Ok(self.put(next)),
-            Err(error) => {
-                let refusal = store_refusal(&error);
-                if current.state == ConnectionState::Active && next.state != ConnectionState::Active
-                {
-                    self.put(Connection {
-                        state: ConnectionState::Suspended,
-                        ..(*current).clone()
-                    });
-                    return Err(Refusal {
-                        message: format!(
-                            "{}; the connection is out of use until a restart",
-                            refusal.message
-                        ),
-                        ..refusal
-                    });
-                }
-                Err(refusal)
+        let (from, next) = match (f(&current, now), stored) {
+            (Ok(next), _) => (current, next),
+            (Err(refused), Some(stored)) => {
+                let next = f(&stored, now).map_err(|_| refused.into())?;
+                (stored, next)
             }
+            (Err(refused), None) => return Err(refused.into()),
+        };
+        let audit = event(actor, verb(from.state, next.state), &next, now);
+        let leaves = from.state == ConnectionState::Active && next.state != ConnectionState::Active;
+        if leaves {
+            self.take_out_of_use(&from);
         }
+        let this = self.clone();
+        let saving = async move {
+            let _turn = turn;
+            match this.store.save_connection(next.clone(), audit).await {
+                Ok(_) => Ok(this.put(next)),
+                Err(error) => Err(store_refusal(&error)),
+            }
+        };
+        carried_through(saving).await.map_err(|refusal| {
+            if !leaves {
+                return refusal;
+            }
+            let message = &refusal.message;
+            Refusal {
+                message: format!("{message}; the connection is out of use until a restart"),
+                ..refusal
+            }
+        })
+    }
+
+    /// In memory, until the store has taken what becomes of it.
+    fn take_out_of_use(&self, connection: &Arc<Connection>) {
+        let suspended = Connection {
+            state: ConnectionState::Suspended,
+            ..(**connection).clone()
+        };
+        self.write(|table| {
+            table.put(Arc::new(suspended));
+            if let Some(entry) = table.by_id.get_mut(&connection.connection_id) {
+                entry.stored = Some(Arc::clone(connection));
+            }
+        });
     }
 
     /// Saves a connection that is new, or the next version of one, decided by `f` under the lock that all changes
@@ -234,7 +284,7 @@ impl Connections {
         &self,
         f: impl FnOnce(&Self) -> Result<(Decision, T), Refusal>,
     ) -> Result<(Arc<Connection>, T), Refusal> {
-        let _changes = self.changes.lock().await;
+        let turn = Arc::clone(&self.changes).lock_owned().await;
         let (decision, extra) = f(self)?;
         let Decision {
             connection,
@@ -253,20 +303,24 @@ impl Connections {
         {
             detail.insert("requested".to_owned(), serde_json::json!(requested));
         }
-        match invite {
-            Some(invite) => self
-                .store
-                .redeem_invite(invite, now, connection.clone(), audit)
-                .await
-                .map_err(|error| store_refusal(&error))?,
-            None => self
-                .store
-                .save_connection(connection.clone(), audit)
-                .await
-                .map(drop)
-                .map_err(|error| store_refusal(&error))?,
-        }
-        Ok((self.put(connection), extra))
+        let this = self.clone();
+        let saving = async move {
+            let _turn = turn;
+            let store = &this.store;
+            let saved = match invite {
+                Some(invite) => {
+                    let redeemed = store.redeem_invite(invite, now, connection.clone(), audit);
+                    redeemed.await
+                }
+                None => store.save_connection(connection.clone(), audit).await,
+            };
+            if let Some(forgotten) = saved.map_err(|error| not_saved(&error))? {
+                this.write(|table| table.forget(forgotten));
+            }
+            Ok(this.put(connection))
+        };
+        let connection = carried_through(saving).await?;
+        Ok((connection, extra))
     }
 
     /// Waits until changes under way are in the cache: the store may know of them before.
@@ -276,16 +330,30 @@ impl Connections {
 
     fn put(&self, connection: Connection) -> Arc<Connection> {
         let connection = Arc::new(connection);
-        self.table
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .put(Arc::clone(&connection));
+        self.write(|table| table.put(Arc::clone(&connection)));
         connection
+    }
+
+    fn write(&self, f: impl FnOnce(&mut Table)) {
+        f(&mut self.table.write().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn read<T>(&self, f: impl FnOnce(&Table) -> T) -> T {
         f(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Does what was begun to its end, whoever waits for it.
+async fn carried_through<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::spawn(work).await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a change of a connection broke off");
+        Err(Refusal::new(
+            ErrorCode::Internal,
+            "a fault of this node; its log has the details",
+        ))
+    })
 }
 
 /// A connection to save.
@@ -300,6 +368,17 @@ pub(crate) struct Decision {
     pub(crate) action: Option<&'static str>,
     /// What the peer would like to be granted: nothing but a hint for the operator, on the trail.
     pub(crate) requested: Option<Grants>,
+}
+
+/// Why a connection is not saved. That the table is full is told apart from a queue that is, which passes by itself.
+fn not_saved(error: &StoreError) -> Refusal {
+    match error {
+        StoreError::Full => Refusal::new(
+            ErrorCode::Overloaded,
+            "as many connections as may be are on record, and all of them are needed",
+        ),
+        error => store_refusal(error),
+    }
 }
 
 fn verb(from: ConnectionState, to: ConnectionState) -> &'static str {

@@ -147,7 +147,7 @@ impl Endpoint {
             answered_kills: kills::AnsweredKills::default(),
             commands: Arc::new(Semaphore::new(limits.max_commands)),
             kills: Arc::new(Semaphore::new(limits.reserved_kills)),
-            kill_shares: kills::KillShares::new(limits.reserved_kills),
+            kill_shares: kills::KillShares::new(limits),
             kill_records: Arc::new(Semaphore::new(limits.reserved_kills)),
             streams: Arc::new(Semaphore::new(limits.max_streams)),
             open_streams: Mutex::default(),

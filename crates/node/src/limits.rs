@@ -27,6 +27,8 @@ pub struct HttpLimits {
     pub max_commands: usize,
     /// Kills executed at once on top of `max_commands`: the share that nothing else can take.
     pub reserved_kills: usize,
+    /// Kills of one peer that wait for a permit; what a peer sends beyond is refused at once.
+    pub max_waiting_kills: usize,
     /// How long a kill holds its permit. One that takes longer is waiting for a clean-up, and others may begin.
     pub kill_permit_hold: Duration,
     /// Longest wait for the first of several identical commands.
@@ -60,6 +62,7 @@ impl Default for HttpLimits {
             max_body_bytes: 1024 * 1024,
             max_commands: 256,
             reserved_kills: 256,
+            max_waiting_kills: 256,
             kill_permit_hold: Duration::from_millis(500),
             duplicate_wait: Duration::from_secs(30),
             max_streams: 512,

@@ -223,7 +223,7 @@ impl Node {
                     "this node asked for the connection; the peer's operator accepts it",
                 ));
             }
-            moves::accept(connection, grants, now).map_err(|error| error.refusal())
+            moves::accept(connection, grants.clone(), now).map_err(|error| error.refusal())
         };
         self.connections().change(id, actor, accept).await
     }

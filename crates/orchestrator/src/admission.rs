@@ -9,7 +9,7 @@ use std::{
 
 use mosaic_federation::command::CommandPayload;
 use mosaic_node::store_refusal;
-use mosaic_store::{AgentRecord, InsertAgent};
+use mosaic_store::{AgentRecord, InsertAgent, StoreError};
 use mosaic_types::{
     AgentId, ConnectionId, ErrorCode, Refusal, RuntimeName, Timestamp,
     agent::{AgentState, AgentStatus, Budget, ObservedState, Progress, Usage},
@@ -259,7 +259,7 @@ impl Admission {
                     Err(error) => {
                         cell.on_record.send_replace(Some(false));
                         around.fleet.leave(agent_id);
-                        Err(store_refusal(&error))
+                        Err(not_inserted(&error))
                     }
                 }
             })
@@ -280,6 +280,18 @@ impl Admission {
             existing: false,
             lease_secs: record.options.lease_secs,
         })
+    }
+}
+
+/// Why an agent does not come on record.
+fn not_inserted(error: &StoreError) -> Refusal {
+    match error {
+        // It had ended, and was forgotten before anything said that an agent comes by it.
+        StoreError::NotFound => Refusal::new(
+            ErrorCode::ConnectionNotActive,
+            "the connection was taken out of use meanwhile",
+        ),
+        error => store_refusal(error),
     }
 }
 

@@ -32,6 +32,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{Store, StoreError};
 
+mod oversized;
+
+pub(crate) use oversized::shortened;
+
 const DOMAIN: &[u8; 17] = b"mosaic audit v1\0\0";
 
 /// Entries read at once by [`verify`]: bounds its memory.
@@ -129,6 +133,14 @@ impl Verifier {
         self.seq
     }
 
+    /// Its keeper has written so many, and says so after the entries were read: what lies beyond is somebody else's.
+    fn written_up_to(&mut self, seq: u64) {
+        if self.bad.is_none() && self.seq > seq {
+            let fault = "it was not written by this node".to_owned();
+            self.bad = Some((seq.saturating_add(1), fault));
+        }
+    }
+
     /// Whether a bad entry was found, so that no more entries are needed.
     #[must_use]
     pub fn is_decided(&self) -> bool {
@@ -186,7 +198,7 @@ fn check(entry: &AuditEntry, expected: u64, previous: &[u8; 32]) -> Result<[u8; 
 }
 
 /// Verifies a store's whole trail against the head that it has in memory and `witnessed` heads of it, a page
-/// at a time. Entries appended meanwhile may or may not be part of it.
+/// at a time, to its end. Entries appended meanwhile may or may not be part of it.
 ///
 /// # Errors
 /// Those of [`Store::audit_entries`]. A trail that is wrong is not an error but a verdict.
@@ -202,9 +214,11 @@ pub async fn verify(
             break;
         }
         verifier.feed(&page);
-        if verifier.witnessed.is_empty() && verifier.sound_up_to() >= head.seq {
-            break;
-        }
+    }
+    if verifier.sound_up_to() > head.seq {
+        // Whatever the store's writer had written when it was read is in its memory once it has been through another verb.
+        store.check().await?;
+        verifier.written_up_to(store.audit_head().seq);
     }
     Ok(verifier.finish(&head))
 }

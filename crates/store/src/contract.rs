@@ -52,11 +52,13 @@ macro_rules! contract_suite {
                     one_of_two_racing_changes_wins,
                     a_disconnected_connection_stays_so,
                     a_full_table_forgets_disconnected_ones_only,
+                    a_full_table_keeps_the_connections_of_agents_that_have_not_ended,
                     an_invite_is_used_once_by_one_of_many,
                     an_expired_invite_makes_no_connection,
                     an_invite_survives_a_redemption_that_failed,
                     tokens_are_unique_by_name_and_can_be_deleted;
             agents: inserting_twice_answers_with_the_first,
+                    no_agent_comes_by_a_connection_that_is_not_on_record,
                     every_move_is_as_the_table_says,
                     a_stale_version_moves_nothing,
                     an_ended_agent_takes_notes_and_stays_ended,
@@ -78,7 +80,7 @@ macro_rules! contract_suite {
                     remote_pages_are_newest_first,
                     a_full_table_forgets_ended_remote_agents_only,
                     the_newest_commands_are_kept,
-                    the_highest_witnessed_head_is_kept,
+                    witnessed_heads_are_kept,
                     a_rewritten_or_cut_trail_is_a_contradiction;
             kills: leases_are_of_active_agents_and_survive_a_restart,
                     a_kept_kill_survives_a_restart_and_stays_settled,
@@ -87,7 +89,8 @@ macro_rules! contract_suite {
                     the_head_is_that_of_the_last_entry_and_survives_a_restart,
                     what_was_refused_leaves_no_entry,
                     a_cut_trail_is_found_by_its_witness,
-                    an_oversized_event_is_refused,
+                    events_are_appended_together_in_order,
+                    no_verb_is_refused_for_the_size_of_its_entry,
                     a_closed_store_refuses,
                     a_healthy_store_checks_out;
         );

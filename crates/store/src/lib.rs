@@ -71,11 +71,15 @@ pub trait Store: Send + Sync + 'static {
     /// Saves a connection if the stored version is `connection.version - 1` (0: not stored yet), with an audit
     /// entry in the same transaction. Otherwise [`StoreError::VersionConflict`];
     /// [`StoreError::IllegalConnectionMove`] if the table of its states forbids the change.
+    ///
+    /// When the table is full, a new one takes the place of the oldest that is disconnected, and the answer is which
+    /// one was forgotten for it. One that an agent on record came by, or is at, is not forgotten before the agent has
+    /// ended (A38). If no other is disconnected, [`StoreError::Full`].
     async fn save_connection(
         &self,
         connection: Connection,
         audit: AuditEvent,
-    ) -> Result<AuditHead, StoreError>;
+    ) -> Result<Option<ConnectionId>, StoreError>;
 
     /// Every connection, oldest first.
     async fn connections(&self) -> Result<Vec<Connection>, StoreError>;
@@ -86,19 +90,21 @@ pub trait Store: Send + Sync + 'static {
     /// Reads an invitation by the hash of its secret, used or not.
     async fn invite(&self, secret_hash: [u8; 32]) -> Result<Option<InviteRecord>, StoreError>;
 
-    /// Uses an invitation up and saves the connection that it makes, in one transaction. Single use: the second
-    /// to come, whoever it is, gets [`StoreError::InviteSpent`]; so does one who comes after its expiry.
+    /// Uses an invitation up and saves the connection that it makes, in one transaction, with the answers of
+    /// [`save_connection`](Self::save_connection). Single use: the second to come, whoever it is, gets
+    /// [`StoreError::InviteSpent`]; so does one who comes after its expiry.
     async fn redeem_invite(
         &self,
         invite_id: InviteId,
         now: Timestamp,
         connection: Connection,
         audit: AuditEvent,
-    ) -> Result<(), StoreError>;
+    ) -> Result<Option<ConnectionId>, StoreError>;
 
     // ---- agents (of an orchestrator) ----
 
     /// Inserts an agent if its id is free. An id that is taken answers with the record that has it.
+    /// [`StoreError::NotFound`] if the connection that it came by is not on record, or not any more.
     async fn insert_agent(
         &self,
         agent: AgentRecord,
@@ -161,7 +167,8 @@ pub trait Store: Send + Sync + 'static {
     // ---- remote agents and sent commands (of a hub) ----
 
     /// Remembers that an agent is at a spoke, before it is spawned there. If the id is already known for the
-    /// same connection nothing changes; for another, [`StoreError::Conflict`].
+    /// same connection nothing changes; for another, [`StoreError::Conflict`]. [`StoreError::NotFound`] if the connection
+    /// is not on record, or not any more.
     async fn save_remote_agent(&self, agent: RemoteAgent) -> Result<(), StoreError>;
 
     /// Keeps the last status seen of a remote agent; never replaces a terminal state by another.
@@ -213,8 +220,12 @@ pub trait Store: Send + Sync + 'static {
 
     // ---- audit ----
 
-    /// Appends to the trail.
+    /// Appends to the trail. An event that is longer than [`Limits::max_event_bytes`] is stored without its detail, here
+    /// and by every verb that takes one: none is refused for its audit entry (F21).
     async fn append_audit(&self, event: AuditEvent) -> Result<AuditHead, StoreError>;
+
+    /// Appends these, in order: all of them or none.
+    async fn append_audits(&self, events: Vec<AuditEvent>) -> Result<(), StoreError>;
 
     /// Where the trail ends, from memory: never waits for the disk.
     fn audit_head(&self) -> AuditHead;
@@ -232,7 +243,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Conflict`] each time.
     async fn witness_head(&self, seen: WitnessedHead) -> Result<(), StoreError>;
 
-    /// The highest head that each peer has shown.
+    /// The heads that peers have shown, by peer, lowest first: the newest of each, and of those before one for each
+    /// doubling of the distance.
     async fn witnessed_heads(&self) -> Result<Vec<WitnessedHead>, StoreError>;
 
     /// The heads that contradict what their peer had shown before; the first 16 of each peer.

@@ -19,7 +19,7 @@ pub struct Limits {
     pub max_claims_per_peer: u64,
     /// Length of one kept response in bytes.
     pub max_response_bytes: usize,
-    /// Connections. The oldest disconnected one makes room for a new one.
+    /// Connections. The oldest disconnected one that no agent needs makes room for a new one.
     pub max_connections: u64,
     /// Invitations. Those that are used or expired make room for a new one.
     pub max_invites: u64,
@@ -29,7 +29,7 @@ pub struct Limits {
     pub max_remote_agents: u64,
     /// Sent commands. The oldest makes room for a new one.
     pub max_commands: u64,
-    /// Length of one audit event in bytes of JSON.
+    /// Length of one audit event in bytes of JSON, at least 1000. A longer one is stored without its detail.
     pub max_event_bytes: usize,
     /// Peers whose heads are witnessed.
     pub max_witnessed_peers: u64,

@@ -94,17 +94,8 @@ async fn a_trail_that_was_cut_while_its_node_was_down_is_found_by_a_peers_witnes
     let agent = world.spawn(&hub, &connection, "true").await;
     hub.finished(agent).await;
     hub.status(agent).await;
-    let seen = eventually("a head that the hub has seen", async || {
-        let seen = world
-            .cli_at(&hub, &["--json", "audit", "witnessed"])
-            .await
-            .expect(0);
-        let head = seen.json()[0]["head"]["seq"].as_u64()?;
-        (head >= 5).then_some((seen.stdout.clone(), head))
-    })
-    .await;
     let file = world.path("witnessed.json");
-    fs::write(&file, &seen.0).unwrap();
+    let before = witnessed_beyond(&world, &hub, 4, &file).await;
     world.crash("spoke");
     let store = database(&spoke);
     store
@@ -114,8 +105,35 @@ async fn a_trail_that_was_cut_while_its_node_was_down_is_found_by_a_peers_witnes
     world.restart(&spoke).await;
     let verdict = verify(&world, &spoke, &["--witnessed", file.to_str().unwrap()], 7).await;
     let first_bad = verdict["firstBadSeq"].as_u64().unwrap();
-    assert!((4..=seen.1).contains(&first_bad), "{verdict}");
+    assert!((4..=before).contains(&first_bad), "{verdict}");
+    // Nor is it hidden by growing beyond what was shown before it was cut.
+    for number in 0..=before {
+        spoke.make_token(&format!("token-{number}"), "viewer").await;
+    }
+    hub.status(agent).await;
+    witnessed_beyond(&world, &hub, before, &file).await;
+    let verdict = verify(&world, &spoke, &["--witnessed", file.to_str().unwrap()], 7).await;
+    let first_bad = verdict["firstBadSeq"].as_u64().unwrap();
+    assert!((4..=before).contains(&first_bad), "{verdict}");
     world.stop().await;
+}
+
+/// Waits until a node was shown a head beyond this one, and keeps what it says. The highest that it says.
+async fn witnessed_beyond(world: &World, node: &Node, seq: u64, file: &Path) -> u64 {
+    eventually("a head that was shown", async || {
+        let seen = world
+            .cli_at(node, &["--json", "audit", "witnessed"])
+            .await
+            .expect(0);
+        let heads = seen.json();
+        let heads = heads.as_array()?.iter();
+        let highest = heads
+            .filter_map(|seen| seen["head"]["seq"].as_u64())
+            .max()?;
+        fs::write(file, &seen.stdout).ok()?;
+        (highest > seq).then_some(highest)
+    })
+    .await
 }
 
 /// Every request, its author and what came of it: kept while the store takes nothing, and stored in order, a crash in

@@ -80,6 +80,40 @@ async fn kills_work_while_another_process_holds_the_spokes_store() {
     world.stop().await;
 }
 
+/// What the store did not take holds at once, can be asked for again, and then outlives a restart.
+#[tokio::test]
+async fn f15_a_suspension_that_was_not_stored_is_stored_when_it_is_asked_for_again() {
+    let mut world = World::new();
+    world.expect_log("failed");
+    let (hub, spoke) = (world.hub("hub").await, world.spoke("spoke", "").await);
+    world.peer(&hub, &spoke, &["--repository", "**"]).await;
+    let list = "/api/v1/federation/connections";
+    let known = async || spoke.call("GET", list, None).await.ok();
+    let id = known().await["connections"][0]["connectionId"].clone();
+    let id = id.as_str().unwrap();
+    let suspend = format!("{list}/{id}/suspend");
+    let file = rusqlite::Connection::open(spoke.data_dir.join("store.db")).unwrap();
+    file.execute_batch(
+        "CREATE TRIGGER fails BEFORE UPDATE ON connections
+         BEGIN SELECT RAISE(ABORT, 'no room'); END",
+    )
+    .unwrap();
+    let answer = spoke.call("POST", &suspend, None).await;
+    assert!(answer.status >= 500, "{}", answer.body);
+    assert_eq!(known().await["connections"][0]["state"], "suspended");
+    file.execute_batch("DROP TRIGGER fails").unwrap();
+    drop(file);
+    let suspended = spoke.call("POST", &suspend, None).await.ok();
+    assert_eq!(suspended["state"], "suspended");
+    world.crash("spoke");
+    world.restart(&spoke).await;
+    assert_eq!(known().await["connections"][0]["state"], "suspended");
+    // What is on record is no move any more.
+    let again = spoke.call("POST", &suspend, None).await;
+    again.problem(409, "connection-not-active");
+    world.stop().await;
+}
+
 #[tokio::test]
 async fn kills_work_with_the_spokes_store_and_agents_on_disk_gone() {
     let mut world = World::new();

@@ -181,6 +181,31 @@ fn success_and_error_exclude_each_other() {
     }
 }
 
+/// A peer's heads are kept: what has not their form is none, however long it is.
+#[test]
+fn f22_an_audit_head_has_the_form_of_one() {
+    let request = request();
+    let with = |head: Value| {
+        let mut body = body(&request);
+        body["auditHead"] = head;
+        verify(&sign(&spoke(), &body), &request)
+    };
+    let hash = "0123456789abcdef".repeat(4);
+    assert!(with(json!({ "seq": i64::MAX, "hash": hash })).is_ok());
+    for head in [
+        json!({ "seq": 7, "hash": "a".repeat(1 << 20) }),
+        json!({ "seq": 7, "hash": "a".repeat(63) }),
+        json!({ "seq": 7, "hash": "A".repeat(64) }),
+        json!({ "seq": 7, "hash": "g".repeat(64) }),
+        json!({ "seq": 7, "hash": "" }),
+        json!({ "seq": 1_u64 << 63, "hash": hash }),
+    ] {
+        let refused = with(head.clone());
+        let refused = refused.is_err_and(|error| error.to_string().contains("auditHead"));
+        assert!(refused, "{head}");
+    }
+}
+
 #[test]
 fn only_a_refusal_may_leave_the_id_open() {
     let request = request();

@@ -256,7 +256,10 @@ impl Endpoint {
                     .map_or_else(|refusal| refusal.code.to_string(), |_| "ok".to_owned()),
                 detail: serde_json::json!({ "messageId": request.message_id() }),
             };
-            if command_type.is_kill() {
+            if command_type.is_kill() && outcome.is_err() {
+                // As often as its peer likes: no quota bounds kills.
+                self.node.audit().refused_order(connection, event);
+            } else if command_type.is_kill() {
                 self.node.audit().record_later(event);
             } else {
                 self.node.audit().record(event).await;

@@ -28,6 +28,7 @@ use super::{
     commands::{conflict, outcome_unknown},
     lock,
 };
+use crate::limits::HttpLimits;
 
 /// How long a kill waits for a permit when all are taken, its own share included.
 const KILL_PERMIT_WAIT: Duration = Duration::from_secs(5);
@@ -109,6 +110,8 @@ impl Endpoint {
     }
 
     async fn kill_permit(&self, share: &KillShare) -> Option<KillPermit> {
+        // Who hangs up leaves its kill waiting here (F22).
+        let _place = share.waiting.try_acquire().ok()?;
         let taking = async {
             let own = Arc::clone(&share.fast).acquire_owned().await.ok()?;
             for pool in [&self.commands, &self.kills] {
@@ -172,19 +175,23 @@ pub(super) struct KillShare {
     fast: Arc<Semaphore>,
     /// That wait for a clean-up.
     slow: Arc<Semaphore>,
+    /// That wait for a permit.
+    waiting: Semaphore,
 }
 
 /// The share of each connection. As many as there are connections that have killed.
 #[derive(Debug)]
 pub(super) struct KillShares {
     reserved: usize,
+    waiting: usize,
     of: Mutex<HashMap<ConnectionId, Arc<KillShare>>>,
 }
 
 impl KillShares {
-    pub(super) fn new(reserved: usize) -> Self {
+    pub(super) fn new(limits: &HttpLimits) -> Self {
         Self {
-            reserved,
+            reserved: limits.reserved_kills,
+            waiting: limits.max_waiting_kills,
             of: Mutex::default(),
         }
     }
@@ -195,6 +202,7 @@ impl KillShares {
             Arc::new(KillShare {
                 fast: Arc::new(Semaphore::new((self.reserved / 4).max(1))),
                 slow: Arc::new(Semaphore::new(self.reserved.max(1))),
+                waiting: Semaphore::new(self.waiting),
             })
         });
         Arc::clone(share)

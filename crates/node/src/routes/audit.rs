@@ -62,5 +62,8 @@ pub(super) async fn witnessed(
     operator: Operator,
 ) -> Result<Json<Vec<WitnessedHead>>, ApiError> {
     operator.require(Role::Viewer)?;
-    Ok(Json(node.store().witnessed_heads().await?))
+    let mut heads = node.store().witnessed_heads().await?;
+    // Whoever verifies with these finds the peer's trail wrong, whichever of the two it holds to.
+    heads.extend(node.store().contradicted_heads().await?);
+    Ok(Json(heads))
 }

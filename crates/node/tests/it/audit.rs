@@ -1,7 +1,7 @@
 use mosaic_node::Node;
 use mosaic_store::audit::verify;
 use mosaic_types::{
-    Timestamp,
+    AgentId, ErrorCode, Timestamp,
     audit::{Actor, AuditEvent},
     command::CommandType,
     connection::NodeRole,
@@ -131,6 +131,33 @@ async fn a_peer_that_rewrites_its_trail_is_noticed() {
         }
     })
     .await;
+    pair.stop().await;
+}
+
+/// A30: kills take no quota, but what comes to nothing does not fill the trail: past a rate it is counted. What others do
+/// meanwhile is on the trail before it is answered.
+#[tokio::test]
+async fn a30_a_flood_of_kills_of_nobody_leaves_the_trail_to_others() {
+    let pair = Pair::connected().await;
+    let of_nobody = || json!({ "agentId": AgentId::generate(), "reason": "of nobody" });
+    let kills: Vec<_> = (0..100)
+        .map(|_| pair.seal(CommandType::AgentKill, &of_nobody()))
+        .collect();
+    let flood = futures_util::future::join_all(kills.iter().map(|kill| pair.send(kill)));
+    for (kill, answer) in kills.iter().zip(flood.await) {
+        assert_eq!(pair.refusal(kill, &answer).code, ErrorCode::UnknownAgent);
+    }
+    let token = json!({ "name": "second", "role": "viewer" });
+    assert_eq!(pair.spoke.api("POST", "/tokens", Some(token)).await.0, 201);
+    soon(async {
+        while pair.spoke.node.audit().kept() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let actions = pair.spoke.audit_actions().await;
+    let of = |wanted: &str| actions.iter().filter(|action| *action == wanted).count();
+    assert_eq!((of("agent.kill"), of("token.create")), (60, 2));
     pair.stop().await;
 }
 

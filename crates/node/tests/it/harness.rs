@@ -113,6 +113,9 @@ impl CommandHandler for Counter {
                 self.waiting.send_modify(|waiting| *waiting += 1);
                 let _through = self.gate.acquire().await.unwrap();
             }
+            CommandPayload::Kill(kill) if kill.reason.as_deref() == Some("of nobody") => {
+                return Err(Refusal::new(ErrorCode::UnknownAgent, "no agent of that id"));
+            }
             CommandPayload::Result(_) => {
                 return Err(Refusal::new(ErrorCode::UnknownAgent, "no agent of that id"));
             }

@@ -176,6 +176,43 @@ async fn a_peer_cannot_take_the_permits_of_anothers_kills() {
     other.stop().await;
 }
 
+/// F22: kills of a peer that wait for a permit are few, whether or not somebody waits for their answers.
+#[tokio::test]
+async fn f22_a_peers_kills_that_wait_for_a_permit_are_bounded() {
+    let limits = HttpLimits {
+        reserved_kills: 4,
+        max_waiting_kills: 1,
+        kill_permit_hold: std::time::Duration::from_secs(3600),
+        ..HttpLimits::default()
+    };
+    let pair = Pair::connected_with(Grants::full(repositories()), limits).await;
+    pair.spoke.handler.shut();
+    let kills: Vec<_> = (0..3)
+        .map(|_| pair.seal(CommandType::AgentKill, &waiting_kill()))
+        .collect();
+    let first = pair.send(&kills[0]);
+    let others = async {
+        soon(pair.spoke.handler.until_waiting(1)).await;
+        let (second, third) = (pair.send(&kills[1]), pair.send(&kills[2]));
+        tokio::pin!(second, third);
+        let (refused, answer, kill) = tokio::select! {
+            answer = &mut second => (&kills[1], answer, &kills[2]),
+            answer = &mut third => (&kills[2], answer, &kills[1]),
+        };
+        assert_eq!(pair.refusal(refused, &answer).code, ErrorCode::Overloaded);
+        pair.spoke.handler.gate.add_permits(2);
+        let waited = if kill.message_id == kills[1].message_id {
+            second.await
+        } else {
+            third.await
+        };
+        pair.data::<Value>(kill, &waited);
+    };
+    let (answer, ()) = tokio::join!(first, others);
+    pair.data::<Value>(&kills[0], &answer);
+    pair.stop().await;
+}
+
 /// Promise 1: a kill that waits for a clean-up keeps no other kill of the same peer waiting.
 #[tokio::test]
 async fn a_kill_that_waits_for_a_clean_up_gives_its_permit_back() {

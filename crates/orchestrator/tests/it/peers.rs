@@ -9,15 +9,16 @@ use mosaic_orchestrator::runtime::{PromptChannel, RuntimeConfig};
 use mosaic_types::{
     AgentId, ConnectionId, ErrorCode, Refusal,
     agent::{AgentStatus, EndReason, ObservedState},
-    api::{ConnectRequest, InviteRequest},
+    api::{ConnectRequest, ConnectionList},
     audit::{Actor, AuditEvent},
     command::{
         AgentPage, AgentResult, CommandType, PatchEncoding, Pong, SandboxKind, WatchPayload,
     },
-    connection::{Connection, NodeRole},
+    connection::{Connection, ConnectionState, NodeRole},
     event::{AgentEvent, EventCursor, EventKind},
     grant::Grants,
 };
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -46,18 +47,23 @@ pub(super) fn grants(spoke: &Spoke) -> Grants {
 
 /// Invites the node; its connection, and that connection's id at the spoke.
 async fn let_in(spoke: &Spoke, node: &Node, grants: Grants) -> (Arc<Connection>, ConnectionId) {
-    let request = InviteRequest {
-        grants,
-        ttl_secs: None,
-    };
-    let invite = spoke.node().invite(request, Actor::System).await.unwrap();
+    let request = json!({ "grants": grants });
+    let path = "/api/v1/federation/invites";
+    let (status, invite) = spoke.call(Method::POST, path, Some(request)).await;
+    assert_eq!(status, 201, "{invite}");
     let request = ConnectRequest {
-        token: Some(invite.token),
+        token: invite["token"].as_str().map(ToOwned::to_owned),
         ..ConnectRequest::default()
     };
     let connection = node.connect(request, Actor::System).await.unwrap();
-    let known = spoke.node().connections().by_peer(node.instance_id());
-    (connection, known.unwrap().connection_id)
+    let path = "/api/v1/federation/connections";
+    let (_, known) = spoke.call(Method::GET, path, None).await;
+    let known: ConnectionList = serde_json::from_value(known).unwrap();
+    let is_theirs = |known: &Connection| {
+        known.peer == *node.instance_id() && known.state == ConnectionState::Active
+    };
+    let at_spoke = known.connections.into_iter().find(is_theirs).unwrap();
+    (connection, at_spoke.connection_id)
 }
 
 impl Peer {
@@ -86,14 +92,18 @@ impl Peer {
         }
     }
 
-    /// The spoke's operator ends the connection, and lets the same peer in again.
-    async fn turned_out_and_let_in(&mut self, spoke: &Spoke) {
+    /// The spoke's operator ends the connection.
+    async fn turned_out(&self, spoke: &Spoke) {
         let path = format!(
             "/api/v1/federation/connections/{}/disconnect",
             self.at_spoke
         );
-        let (status, answer) = spoke.call(reqwest::Method::POST, &path, None).await;
+        let (status, answer) = spoke.call(Method::POST, &path, None).await;
         assert_eq!(status, 200, "{answer}");
+    }
+
+    /// The spoke's operator lets the same peer in again, whom it has turned out.
+    async fn let_in_again(&mut self, spoke: &Spoke) {
         let before = self.at_spoke;
         (self.connection, self.at_spoke) = let_in(spoke, &self.node, grants(spoke)).await;
         assert_ne!(self.at_spoke, before);

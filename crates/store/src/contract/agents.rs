@@ -4,7 +4,7 @@ use mosaic_types::{AgentId, ConnectionId, agent::AgentState};
 
 use super::{
     Backend, Outcome,
-    samples::{agent, at, event, moved, task},
+    samples::{agent, at, connected, event, moved, remote_agent, task},
 };
 use crate::{AgentFilter, AgentMove, AgentRecord, InsertAgent, Limits, RetirableAgent, StoreError};
 
@@ -36,6 +36,25 @@ pub async fn inserting_twice_answers_with_the_first(backend: &dyn Backend) -> Ou
     let store = backend.open(Limits::default()).await?;
     assert_eq!(store.agent(first.agent_id).await?, Some(first));
     assert_eq!(store.agent(AgentId::generate()).await?, None);
+    store.close().await;
+    Ok(())
+}
+
+/// A38: it may have been asked for before its connection was forgotten, and nobody could kill it for its peer.
+pub async fn no_agent_comes_by_a_connection_that_is_not_on_record(
+    backend: &dyn Backend,
+) -> Outcome {
+    let store = backend.open(Limits::default()).await?;
+    let mut here = agent(AgentState::Queued)?;
+    here.connection_id = Some(ConnectionId::generate());
+    let refused = store.insert_agent(here.clone(), event("x")).await;
+    assert!(matches!(refused, Err(StoreError::NotFound)), "{refused:?}");
+    assert_eq!(store.agent(here.agent_id).await?, None);
+    let elsewhere = remote_agent(ConnectionId::generate())?;
+    let refused = store.save_remote_agent(elsewhere.clone()).await;
+    assert!(matches!(refused, Err(StoreError::NotFound)), "{refused:?}");
+    assert_eq!(store.remote_agent(elsewhere.agent_id).await?, None);
+    assert_eq!(store.audit_head().seq, 0);
     store.close().await;
     Ok(())
 }
@@ -151,7 +170,7 @@ pub async fn restart_finds_the_active_and_those_to_clean(backend: &dyn Backend) 
 /// By the time that the ids tell, so that pages of several stores merge into one list.
 pub async fn pages_are_newest_first_without_gaps(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;
-    let owner = ConnectionId::generate();
+    let owner = connected(&store).await?.connection_id;
     let mut accepted = Vec::new();
     let mut samples = (0..12)
         .map(|_| agent(AgentState::Running))

@@ -2,14 +2,19 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mosaic_types::{agent::AgentState, audit::AuditHead};
+use mosaic_types::{
+    agent::AgentState,
+    audit::{AuditEvent, AuditHead},
+    connection::ConnectionState,
+};
+use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::{
     Backend, Outcome,
-    samples::{agent, claim, event, peer},
+    samples::{agent, at, claim, connection, connection_moved, event, invite, moved, peer, token},
 };
-use crate::{Limits, StoreError, audit::verify};
+use crate::{AgentMove, Limits, StoreError, audit::verify};
 
 /// A thousand appends at once: each has a number of its own, without gaps, in one chain.
 pub async fn concurrent_appends_make_one_sound_chain(backend: &dyn Backend) -> Outcome {
@@ -63,7 +68,7 @@ pub async fn the_head_is_that_of_the_last_entry_and_survives_a_restart(
     let entries = store.audit_entries(0, 10).await?;
     assert_eq!(entries.len(), 2);
     assert_eq!(entries[1].hash, head.hash);
-    let stored: mosaic_types::audit::AuditEvent = serde_json::from_str(&entries[0].event_json)
+    let stored: AuditEvent = serde_json::from_str(&entries[0].event_json)
         .map_err(|_| StoreError::Malformed { what: "event" })?;
     assert_eq!(stored, event("one"));
     assert_eq!(store.append_audit(event("three")).await?.seq, 3);
@@ -74,29 +79,33 @@ pub async fn the_head_is_that_of_the_last_entry_and_survives_a_restart(
 
 /// A refused verb in the middle of a group of others: its entry is not there, theirs are.
 pub async fn what_was_refused_leaves_no_entry(backend: &dyn Backend) -> Outcome {
-    let limits = Limits {
-        max_event_bytes: 1_000,
-        ..Limits::default()
-    };
-    let store = backend.open(limits).await?;
+    let store = backend.open(Limits::default()).await?;
+    for secret in 0..60 {
+        store.save_invite(invite(secret), event("invite")).await?;
+    }
     let mut tasks = JoinSet::new();
-    for number in 0..60 {
+    for secret in 0..60 {
         let store = Arc::clone(&store);
-        let record = agent(AgentState::Queued)?;
-        let id = record.agent_id;
-        let refused = number % 3 == 0;
-        let mut audit = event("agent.spawn");
+        let invite_id = store.invite([secret; 32]).await?.map(|one| one.invite_id);
+        let invite_id = invite_id.ok_or(StoreError::NotFound)?;
+        let refused = secret % 3 == 0;
+        let mut made = connection(ConnectionState::Active)?;
         if refused {
-            // The agent's row is written before this fails, and must go with it.
-            audit.outcome = "x".repeat(1_000);
+            // The invitation's row is written before this fails, and must be as it was.
+            made.version = 5;
         }
-        tasks.spawn(async move { (refused, id, store.insert_agent(record, audit).await) });
+        tasks.spawn(async move {
+            let redeemed = store.redeem_invite(invite_id, at(1), made, event("redeem"));
+            (refused, secret, redeemed.await)
+        });
     }
-    for (refused, id, outcome) in tasks.join_all().await {
+    for (refused, secret, outcome) in tasks.join_all().await {
         assert_eq!(outcome.is_err(), refused, "{outcome:?}");
-        assert_eq!(store.agent(id).await?.is_none(), refused);
+        let used_by = store.invite([secret; 32]).await?.map(|one| one.used_by);
+        assert_eq!(used_by == Some(None), refused);
     }
-    assert_eq!(store.audit_head().seq, 40);
+    assert_eq!(store.connections().await?.len(), 40);
+    assert_eq!(store.audit_head().seq, 60 + 40);
     assert!(verify(&*store, []).await?.valid);
     store.close().await;
     Ok(())
@@ -130,19 +139,101 @@ pub async fn a_cut_trail_is_found_by_its_witness(backend: &dyn Backend) -> Outco
     Ok(())
 }
 
-/// F22.
-pub async fn an_oversized_event_is_refused(backend: &dyn Backend) -> Outcome {
+/// What is appended together is on the trail together, in order, and chained like what is appended singly.
+pub async fn events_are_appended_together_in_order(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;
-    let mut long = event("x");
-    long.detail = serde_json::Value::String("x".repeat(Limits::default().max_event_bytes));
-    let refused = store.append_audit(long).await;
-    assert!(
-        matches!(refused, Err(StoreError::TooLarge { .. })),
-        "{refused:?}"
-    );
-    assert_eq!(store.audit_head(), AuditHead::empty());
+    store.append_audit(event("first")).await?;
+    let names: Vec<String> = (0..300).map(|number| format!("action.{number}")).collect();
+    let events = names.iter().map(|name| event(name)).collect();
+    store.append_audits(events).await?;
+    store.append_audits(Vec::new()).await?;
+    assert_eq!(store.append_audit(event("last")).await?.seq, 302);
+    let entries = store.audit_entries(1, 300).await?;
+    for (entry, name) in entries.iter().zip(&names) {
+        let stored = &entry.event_json;
+        assert!(stored.contains(&format!("\"{name}\"")), "{stored}");
+    }
+    assert_eq!(entries.len(), 300);
+    assert!(verify(&*store, []).await?.valid);
     store.close().await;
     Ok(())
+}
+
+/// F21, F22: what is too large is stored without its detail, with what was done; the largest that fits, whole.
+pub async fn no_verb_is_refused_for_the_size_of_its_entry(backend: &dyn Backend) -> Outcome {
+    let limits = Limits::default();
+    let store = backend.open(limits.clone()).await?;
+    let largest = sized("largest", limits.max_event_bytes)?;
+    store.append_audit(largest.clone()).await?;
+    let large = |action: &str| sized(action, limits.max_event_bytes + 1);
+    store.append_audit(large("append")?).await?;
+    let pending = connection(ConnectionState::Pending)?;
+    let active = connection_moved(&pending, ConnectionState::Active);
+    store.save_connection(pending, large("ask")?).await?;
+    store
+        .save_connection(active.clone(), large("accept")?)
+        .await?;
+    let invitation = invite(1);
+    let invite_id = invitation.invite_id;
+    store.save_invite(invitation, large("invite")?).await?;
+    let invited = connection(ConnectionState::Active)?;
+    store
+        .redeem_invite(invite_id, at(1), invited.clone(), large("redeem")?)
+        .await?;
+    let queued = agent(AgentState::Queued)?;
+    store.insert_agent(queued.clone(), large("spawn")?).await?;
+    let change = AgentMove {
+        record: moved(&queued, AgentState::Killing),
+        audit: Some(large("move")?),
+    };
+    store.move_agent(change.clone()).await?;
+    store.save_token(token("a", 1), large("token")?).await?;
+    store.delete_token("a", large("token gone")?).await?;
+
+    assert_eq!(store.connections().await?, [active, invited]);
+    assert_eq!(store.active_agents().await?, [change.record]);
+    assert_eq!(store.tokens().await?, []);
+    let entries = store.audit_entries(0, 100).await?;
+    let told = entries
+        .iter()
+        .map(|entry| serde_json::from_str(&entry.event_json))
+        .collect::<Result<Vec<AuditEvent>, _>>()
+        .map_err(|_| StoreError::Malformed { what: "event" })?;
+    let (first, others) = told.split_first().ok_or(StoreError::NotFound)?;
+    assert_eq!(*first, largest);
+    let actions: Vec<_> = others.iter().map(|event| event.action.as_str()).collect();
+    assert_eq!(
+        actions,
+        [
+            "append",
+            "ask",
+            "accept",
+            "invite",
+            "redeem",
+            "spawn",
+            "move",
+            "token",
+            "token gone"
+        ]
+    );
+    for event in others {
+        let omitted = large(&event.action)?.detail.to_string().len();
+        assert_eq!(event.detail, json!({ "omittedBytes": omitted }));
+    }
+    assert!(verify(&*store, [store.audit_head()]).await?.valid);
+    store.close().await;
+    Ok(())
+}
+
+/// An event of so many bytes of JSON.
+fn sized(action: &str, bytes: usize) -> Result<AuditEvent, StoreError> {
+    let with = |padding: usize| AuditEvent {
+        detail: json!("x".repeat(padding)),
+        ..event(action)
+    };
+    let bare =
+        serde_json::to_string(&with(0)).map_err(|_| StoreError::Malformed { what: "sample" })?;
+    Ok(with(bytes.saturating_sub(bare.len())))
 }
 
 /// What was queued before the close is done; what comes after is told.

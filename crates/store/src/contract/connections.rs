@@ -2,21 +2,26 @@
 
 use std::sync::Arc;
 
-use mosaic_types::connection::{Connection, ConnectionState};
+use mosaic_types::{
+    agent::AgentState,
+    connection::{Connection, ConnectionState},
+};
 use tokio::task::JoinSet;
 
 use super::{
     Backend, Outcome,
-    samples::{at, connection, event, invite, peer, token},
+    samples::{
+        agent, at, connected, connection, connection_moved as next, event, invite, moved, peer,
+        remote_agent, token,
+    },
 };
-use crate::{Limits, StoreError};
+use crate::{AgentMove, Limits, SharedStore, StoreError};
 
-fn next(stored: &Connection, state: ConnectionState) -> Connection {
-    Connection {
-        state,
-        version: stored.version + 1,
-        ..stored.clone()
-    }
+/// Ends a connection that is on record.
+async fn end(store: &SharedStore, stored: &Connection) -> Result<Connection, StoreError> {
+    let ended = next(stored, ConnectionState::Disconnected);
+    store.save_connection(ended.clone(), event("x")).await?;
+    Ok(ended)
 }
 
 /// A change names the version that it was made to.
@@ -41,9 +46,8 @@ pub async fn a_connection_is_saved_at_its_next_version_only(backend: &dyn Backen
     let active = next(&pending, ConnectionState::Active);
     store.save_connection(active.clone(), event("x")).await?;
     let other = connection(ConnectionState::Pending)?;
-    let head = store.save_connection(other.clone(), event("x")).await?;
-    assert_eq!(head, store.audit_head());
-    assert_eq!(head.seq, 3);
+    store.save_connection(other.clone(), event("x")).await?;
+    assert_eq!(store.audit_head().seq, 3);
     store.close().await;
     let store = backend.open(Limits::default()).await?;
     assert_eq!(store.connections().await?, [active, other]);
@@ -105,10 +109,70 @@ pub async fn a_full_table_forgets_disconnected_ones_only(backend: &dyn Backend) 
     store.save_connection(second.clone(), event("x")).await?;
     let refused = store.save_connection(third.clone(), event("x")).await;
     assert!(matches!(refused, Err(StoreError::Full)), "{refused:?}");
-    let rejected = next(&second, ConnectionState::Disconnected);
-    store.save_connection(rejected, event("x")).await?;
-    store.save_connection(third.clone(), event("x")).await?;
+    end(&store, &second).await?;
+    let forgotten = store.save_connection(third.clone(), event("x")).await?;
+    assert_eq!(forgotten, Some(second.connection_id));
     assert_eq!(store.connections().await?, [first, third]);
+    store.close().await;
+    Ok(())
+}
+
+/// A38: by what is on record of an ended connection its peer is known to be who left an agent behind.
+pub async fn a_full_table_keeps_the_connections_of_agents_that_have_not_ended(
+    backend: &dyn Backend,
+) -> Outcome {
+    let limits = Limits {
+        max_connections: 3,
+        ..Limits::default()
+    };
+    let store = backend.open(limits).await?;
+    let (here, elsewhere) = (connected(&store).await?, connected(&store).await?);
+    let unneeded = connected(&store).await?;
+    let mut running = agent(AgentState::Running)?;
+    running.connection_id = Some(here.connection_id);
+    store.insert_agent(running.clone(), event("x")).await?;
+    // One that has ended needs nothing, of whichever connection.
+    let mut completed = agent(AgentState::Completed)?;
+    completed.connection_id = Some(unneeded.connection_id);
+    store.insert_agent(completed, event("x")).await?;
+    let remote = remote_agent(elsewhere.connection_id)?;
+    store.save_remote_agent(remote.clone()).await?;
+    let here = end(&store, &here).await?;
+    let elsewhere = end(&store, &elsewhere).await?;
+    let unneeded = end(&store, &unneeded).await?;
+
+    // The oldest two are needed.
+    let new = connection(ConnectionState::Active)?;
+    let forgotten = store.save_connection(new.clone(), event("x")).await?;
+    assert_eq!(forgotten, Some(unneeded.connection_id));
+    let kept = [here.clone(), elsewhere.clone(), new];
+    assert_eq!(store.connections().await?, kept);
+
+    // All are needed: whoever comes with an invitation is refused, and may come again with it.
+    let killing = moved(&running, AgentState::Killing);
+    let killed = moved(&killing, AgentState::Killed);
+    let unaudited = |record| AgentMove {
+        record,
+        audit: None,
+    };
+    store.move_agent(unaudited(killing)).await?;
+    let invitation = invite(1);
+    let invite_id = invitation.invite_id;
+    store.save_invite(invitation, event("x")).await?;
+    let invited = connection(ConnectionState::Active)?;
+    let redeem = || store.redeem_invite(invite_id, at(1), invited.clone(), event("x"));
+    let refused = redeem().await;
+    assert!(matches!(refused, Err(StoreError::Full)), "{refused:?}");
+    assert_eq!(store.connections().await?, kept);
+
+    store.move_agent(unaudited(killed)).await?;
+    assert_eq!(redeem().await?, Some(here.connection_id));
+    let ended = r#"{"state":"completed"}"#.to_owned();
+    let seen = store.observe_remote_agent(remote.agent_id, ended, true, at(1));
+    seen.await?;
+    let last = connection(ConnectionState::Active)?;
+    let forgotten = store.save_connection(last, event("x")).await?;
+    assert_eq!(forgotten, Some(elsewhere.connection_id));
     store.close().await;
     Ok(())
 }
@@ -138,7 +202,7 @@ pub async fn an_invite_is_used_once_by_one_of_many(backend: &dyn Backend) -> Out
     let mut winners = Vec::new();
     for (wanted, outcome) in racers.join_all().await {
         match outcome {
-            Ok(()) => winners.push(wanted),
+            Ok(_) => winners.push(wanted),
             refused => assert!(
                 matches!(refused, Err(StoreError::InviteSpent)),
                 "{refused:?}"

@@ -8,7 +8,7 @@ use mosaic_types::{
 
 use super::{
     Backend, Outcome,
-    samples::{agent, at, command, peer, remote_agent, shown_head, task},
+    samples::{agent, at, command, connected, peer, remote_agent, shown_head, task},
 };
 use crate::{HEAD_REORDER_WINDOW, Limits, RemoteAgent, StoreError};
 
@@ -22,7 +22,7 @@ fn status_json(state: AgentState, summary: &str) -> Result<String, StoreError> {
 /// A4.
 pub async fn a_remote_agent_is_at_one_connection(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;
-    let here = remote_agent(ConnectionId::generate())?;
+    let here = remote_agent(connected(&store).await?.connection_id)?;
     store.save_remote_agent(here.clone()).await?;
     let again = RemoteAgent {
         operator: "other".to_owned(),
@@ -46,7 +46,7 @@ pub async fn a_remote_agent_is_at_one_connection(backend: &dyn Backend) -> Outco
 /// A8: a late answer says `running`; the end that was seen stands, and its clean-up is still taken.
 pub async fn an_end_once_seen_stands(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;
-    let remote = remote_agent(ConnectionId::generate())?;
+    let remote = remote_agent(connected(&store).await?.connection_id)?;
     let id = remote.agent_id;
     let running = status_json(AgentState::Running, "")?;
     let unknown = store
@@ -101,7 +101,8 @@ pub async fn an_end_once_seen_stands(backend: &dyn Backend) -> Outcome {
 /// By connection and task, in pages.
 pub async fn remote_pages_are_newest_first(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;
-    let (left, right) = (ConnectionId::generate(), ConnectionId::generate());
+    let (left, right) = (connected(&store).await?, connected(&store).await?);
+    let (left, right) = (left.connection_id, right.connection_id);
     let mut saved = Vec::new();
     for number in 0..9 {
         let mut remote = remote_agent(if number % 2 == 0 { left } else { right })?;
@@ -139,7 +140,7 @@ pub async fn a_full_table_forgets_ended_remote_agents_only(backend: &dyn Backend
         ..Limits::default()
     };
     let store = backend.open(limits).await?;
-    let owner = ConnectionId::generate();
+    let owner = connected(&store).await?.connection_id;
     let (first, second) = (remote_agent(owner)?, remote_agent(owner)?);
     let third = remote_agent(owner)?;
     store.save_remote_agent(first.clone()).await?;
@@ -181,15 +182,17 @@ pub async fn the_newest_commands_are_kept(backend: &dyn Backend) -> Outcome {
 }
 
 /// Responses overtake one another, and heads with them.
-pub async fn the_highest_witnessed_head_is_kept(backend: &dyn Backend) -> Outcome {
+pub async fn witnessed_heads_are_kept(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;
     let (one, two) = (peer(1)?, peer(2)?);
+    let lowest = shown_head(&one, 5, 'a', 1);
     let highest = shown_head(&one, 9, 'b', 2);
+    let between = shown_head(&one, 7, 'd', 3);
     let other = shown_head(&two, 4, 'c', 2);
     for seen in [
-        shown_head(&one, 5, 'a', 1),
+        lowest.clone(),
         highest.clone(),
-        shown_head(&one, 7, 'd', 3),
+        between.clone(),
         shown_head(&one, 9, 'b', 90_000),
         other.clone(),
     ] {
@@ -197,7 +200,8 @@ pub async fn the_highest_witnessed_head_is_kept(backend: &dyn Backend) -> Outcom
     }
     store.close().await;
     let store = backend.open(Limits::default()).await?;
-    assert_eq!(store.witnessed_heads().await?, [highest, other]);
+    let expected = [lowest, between, highest, other];
+    assert_eq!(store.witnessed_heads().await?, expected);
     assert!(store.contradicted_heads().await?.is_empty());
     store.close().await;
     Ok(())
@@ -209,7 +213,7 @@ pub async fn a_rewritten_or_cut_trail_is_a_contradiction(backend: &dyn Backend) 
     let one = peer(1)?;
     let low = shown_head(&one, 5, 'a', 1);
     let high = shown_head(&one, 9, 'b', 2);
-    store.witness_head(low).await?;
+    store.witness_head(low.clone()).await?;
     store.witness_head(high.clone()).await?;
     let late = 3 + HEAD_REORDER_WINDOW.as_secs();
     let contradictions: [WitnessedHead; 3] = [
@@ -225,7 +229,7 @@ pub async fn a_rewritten_or_cut_trail_is_a_contradiction(backend: &dyn Backend) 
     }
     store.close().await;
     let store = backend.open(Limits::default()).await?;
-    assert_eq!(store.witnessed_heads().await?, [high]);
+    assert_eq!(store.witnessed_heads().await?, [low, high]);
     assert_eq!(store.contradicted_heads().await?, contradictions);
     store.close().await;
     Ok(())

@@ -12,7 +12,9 @@ use mosaic_types::{
     grant::Grants,
 };
 
-use crate::{AgentRecord, Claim, InviteRecord, OperatorToken, RemoteAgent, StoreError};
+use crate::{
+    AgentRecord, Claim, InviteRecord, OperatorToken, RemoteAgent, SharedStore, StoreError,
+};
 
 /// A fixed moment, and `secs` seconds after it.
 #[must_use]
@@ -86,6 +88,26 @@ pub fn connection(state: ConnectionState) -> Result<Connection, StoreError> {
         updated_at: at(0),
         version: 1,
     })
+}
+
+/// An active connection that is on record: agents can come by it.
+///
+/// # Errors
+/// Those of the store.
+pub async fn connected(store: &SharedStore) -> Result<Connection, StoreError> {
+    let active = connection(ConnectionState::Active)?;
+    store.save_connection(active.clone(), event("x")).await?;
+    Ok(active)
+}
+
+/// `connection` in another state, one version on.
+#[must_use]
+pub fn connection_moved(connection: &Connection, state: ConnectionState) -> Connection {
+    Connection {
+        state,
+        version: connection.version + 1,
+        ..connection.clone()
+    }
 }
 
 /// An invitation that expires at `at(100)`.

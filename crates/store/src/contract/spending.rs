@@ -4,7 +4,7 @@ use mosaic_types::{AgentId, ConnectionId, UtcDay, agent::AgentState};
 
 use super::{
     Backend, Outcome,
-    samples::{agent, event, moved},
+    samples::{agent, connected, event, moved},
 };
 use crate::{
     AgentMove, AgentRecord, AgentSpending, ConnectionSpending, Limits, SharedStore, Spent,
@@ -118,7 +118,8 @@ pub async fn a_total_that_came_down_takes_back_what_it_added(backend: &dyn Backe
 /// What one connection spends is nobody else's.
 pub async fn connections_and_the_operator_have_sums_of_their_own(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;
-    let (one, other) = (ConnectionId::generate(), ConnectionId::generate());
+    let (one, other) = (connected(&store).await?, connected(&store).await?);
+    let (one, other) = (one.connection_id, other.connection_id);
     for (connection, total) in [
         (Some(one), spent(1, 10)),
         (Some(one), spent(2, 20)),

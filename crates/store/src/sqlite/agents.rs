@@ -4,7 +4,7 @@ use mosaic_types::{AgentId, Timestamp, agent::AgentState, audit::AuditEvent};
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter, types::Value};
 
 use super::{
-    audit_trail,
+    audit_trail, connections,
     rows::{column, from_json, millis, number, parse, to_json},
     writer::Tx,
 };
@@ -22,6 +22,12 @@ pub(super) fn insert(
 ) -> Result<InsertAgent, StoreError> {
     if let Some(taken) = one(tx.connection, agent.agent_id)? {
         return Ok(InsertAgent::Taken(Box::new(taken)));
+    }
+    // It may have been forgotten since the agent was asked for, for nothing said then that it was needed.
+    if let Some(id) = agent.connection_id
+        && !connections::is_on_record(tx.connection, id)?
+    {
+        return Err(StoreError::NotFound);
     }
     if tx.facts.agents >= tx.limits.max_agents {
         return Err(StoreError::Full);

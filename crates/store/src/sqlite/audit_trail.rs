@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     StoreError,
-    audit::{NO_HASH, entry_hash},
+    audit::{NO_HASH, entry_hash, shortened},
 };
 
 /// Where the trail ends.
@@ -50,11 +50,18 @@ impl Tip {
     }
 }
 
+/// Appends an event, or what fits of it: what was done is not undone because there is much to tell of it (F21).
 pub(super) fn append(tx: &mut Tx<'_>, event: &AuditEvent) -> Result<AuditHead, StoreError> {
-    let json = to_json("audit event", event)?;
+    let mut json = to_json("audit event", event)?;
     let limit_bytes = tx.limits.max_event_bytes;
     if json.len() > limit_bytes {
-        return Err(StoreError::TooLarge { limit_bytes });
+        let fitting = shortened(event, limit_bytes);
+        tracing::warn!(
+            action = fitting.action,
+            limit_bytes,
+            "an audit entry is too large; it is stored without its detail"
+        );
+        json = to_json("audit event", &fitting)?;
     }
     let Tip {
         seq: last,

@@ -1,8 +1,8 @@
 //! Connections and the invitations that make them.
 
 use mosaic_types::{
-    InviteId, Timestamp,
-    audit::{AuditEvent, AuditHead},
+    ConnectionId, InviteId, Timestamp,
+    audit::AuditEvent,
     connection::{Connection as Peering, ConnectionState},
 };
 use rusqlite::{Connection, OptionalExtension, params};
@@ -14,11 +14,25 @@ use super::{
 };
 use crate::{InviteRecord, StoreError};
 
+/// An agent that has not ended keeps the connection that it came by, or is at: that says whose the agent is, so that
+/// the peer's kills reach it (A38), and that a hub's kill-all names the spoke.
+pub(super) const FORGET_OLDEST: &str = "
+    DELETE FROM connections WHERE made = (
+        SELECT made FROM connections AS ended WHERE state = 'disconnected'
+        AND NOT EXISTS (
+            SELECT 1 FROM agents
+            WHERE agents.connection_id = ended.connection_id AND active = 1)
+        AND NOT EXISTS (
+            SELECT 1 FROM remote_agents
+            WHERE remote_agents.connection_id = ended.connection_id AND terminal = 0)
+        ORDER BY made LIMIT 1)
+    RETURNING connection_id";
+
 pub(super) fn save(
     tx: &mut Tx<'_>,
     peering: &Peering,
     audit: &AuditEvent,
-) -> Result<AuditHead, StoreError> {
+) -> Result<Option<ConnectionId>, StoreError> {
     let sql = StoreError::of(StoreError::Connections);
     let id = peering.connection_id.to_string();
     let stored = tx
@@ -38,7 +52,7 @@ pub(super) fn save(
         return Err(StoreError::VersionConflict);
     }
     let record = to_json("connection", peering)?;
-    match stored {
+    let forgotten = match stored {
         Some((_, state)) => {
             let from = state_named(&state)?;
             let to = peering.state;
@@ -54,9 +68,10 @@ pub(super) fn save(
                     update.execute((&id, to.as_str(), column(peering.version), &record))
                 })
                 .map_err(&sql)?;
+            None
         }
         None => {
-            make_room(tx)?;
+            let forgotten = make_room(tx)?;
             tx.connection
                 .prepare_cached(
                     "INSERT INTO connections (connection_id, peer, state, version, record)
@@ -72,32 +87,38 @@ pub(super) fn save(
                     ))
                 })
                 .map_err(&sql)?;
+            forgotten
         }
-    }
-    audit_trail::append(tx, audit)
+    };
+    audit_trail::append(tx, audit)?;
+    Ok(forgotten)
 }
 
-fn make_room(tx: &Tx<'_>) -> Result<(), StoreError> {
+/// If there is no room for one more, forgets the oldest that has ended and is needed by no agent. Answers which.
+fn make_room(tx: &Tx<'_>) -> Result<Option<ConnectionId>, StoreError> {
     let sql = StoreError::of(StoreError::Connections);
     let count: i64 = tx
         .connection
         .query_row("SELECT count(*) FROM connections", [], |row| row.get(0))
         .map_err(&sql)?;
     if count < column(tx.limits.max_connections) {
-        return Ok(());
+        return Ok(None);
     }
-    let gone = tx
+    let forgotten: Option<String> = tx
         .connection
-        .execute(
-            "DELETE FROM connections WHERE made =
-             (SELECT min(made) FROM connections WHERE state = 'disconnected')",
-            [],
-        )
+        .prepare_cached(FORGET_OLDEST)
+        .and_then(|mut delete| delete.query_row([], |row| row.get(0)).optional())
         .map_err(&sql)?;
-    if gone == 0 {
-        return Err(StoreError::Full);
-    }
-    Ok(())
+    let forgotten = forgotten.ok_or(StoreError::Full)?;
+    parse("connection's id", &forgotten).map(Some)
+}
+
+/// Whether a connection is on record. No agent may come by one that is not: its peer could not reach it (A38).
+pub(super) fn is_on_record(connection: &Connection, id: ConnectionId) -> Result<bool, StoreError> {
+    connection
+        .prepare_cached("SELECT 1 FROM connections WHERE connection_id = ?1")
+        .and_then(|mut query| query.exists([id.to_string()]))
+        .map_err(StoreError::of(StoreError::Connections))
 }
 
 fn state_named(text: &str) -> Result<ConnectionState, StoreError> {
@@ -208,7 +229,7 @@ pub(super) fn redeem(
     now: Timestamp,
     peering: &Peering,
     audit: &AuditEvent,
-) -> Result<(), StoreError> {
+) -> Result<Option<ConnectionId>, StoreError> {
     let sql = StoreError::of(StoreError::Invites);
     let id = invite_id.to_string();
     let used_up = tx
@@ -231,5 +252,5 @@ pub(super) fn redeem(
             StoreError::NotFound
         });
     }
-    save(tx, peering, audit).map(drop)
+    save(tx, peering, audit)
 }

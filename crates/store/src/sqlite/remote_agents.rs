@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter, typ
 
 use super::{
     agents::PAGE_MAX,
+    connections,
     rows::{from_json, millis, parse, time},
     writer::Tx,
 };
@@ -22,7 +23,8 @@ pub(super) fn save(tx: &mut Tx<'_>, agent: &RemoteAgent) -> Result<(), StoreErro
     match stored {
         Some(stored) if stored == owner => return Ok(()),
         Some(_) => return Err(StoreError::Conflict),
-        None => {}
+        None if connections::is_on_record(tx.connection, agent.connection_id)? => {}
+        None => return Err(StoreError::NotFound),
     }
     if tx.facts.remote_agents >= tx.limits.max_remote_agents {
         let gone = tx

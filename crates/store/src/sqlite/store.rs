@@ -65,7 +65,7 @@ impl Store for SqliteStore {
         &self,
         connection: Connection,
         audit: AuditEvent,
-    ) -> Result<AuditHead, StoreError> {
+    ) -> Result<Option<ConnectionId>, StoreError> {
         self.write(Share::Whole, move |tx| {
             connections::save(tx, &connection, &audit)
         })
@@ -94,7 +94,7 @@ impl Store for SqliteStore {
         now: Timestamp,
         connection: Connection,
         audit: AuditEvent,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<ConnectionId>, StoreError> {
         self.write(Share::Whole, move |tx| {
             connections::redeem(tx, invite_id, now, &connection, &audit)
         })
@@ -262,6 +262,15 @@ impl Store for SqliteStore {
             .await
     }
 
+    async fn append_audits(&self, events: Vec<AuditEvent>) -> Result<(), StoreError> {
+        self.write(Share::Whole, move |tx| {
+            events
+                .iter()
+                .try_for_each(|event| audit_trail::append(tx, event).map(drop))
+        })
+        .await
+    }
+
     fn audit_head(&self) -> AuditHead {
         self.published
             .head
@@ -302,7 +311,7 @@ impl Store for SqliteStore {
     }
 
     async fn witnessed_heads(&self) -> Result<Vec<WitnessedHead>, StoreError> {
-        self.read(witnesses::highest).await
+        self.read(witnesses::kept).await
     }
 
     async fn contradicted_heads(&self) -> Result<Vec<WitnessedHead>, StoreError> {

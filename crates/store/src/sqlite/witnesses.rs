@@ -1,7 +1,8 @@
 //! Heads of peers' trails, as the peers showed them.
 //!
-//! A few heads are kept for each peer, not only the highest: two different hashes of one entry are a proof,
-//! whichever comes first.
+//! Heads are kept for each peer, not only the highest: two different hashes of one entry are a proof, whichever comes
+//! first, and a trail that was cut and has grown beyond what was shown of it is found by what was shown before. The newest
+//! are kept all, of the others one for each doubling of their distance, so that they are few and reach far back.
 
 use mosaic_types::{api::WitnessedHead, audit::AuditHead};
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -12,8 +13,8 @@ use super::{
 };
 use crate::{HEAD_REORDER_WINDOW, StoreError};
 
-/// Heads kept for each peer, the highest ones.
-const HEADS_KEPT: i64 = 64;
+/// The highest heads of each peer that are kept all.
+const NEWEST_KEPT: usize = 32;
 /// Contradictions kept for each peer, the first ones.
 const CONTRADICTIONS_KEPT: i64 = 16;
 
@@ -70,20 +71,44 @@ pub(super) fn witness(tx: &mut Tx<'_>, seen: &WitnessedHead) -> Result<Witnessed
                 insert.execute((instance, seq, &seen.head.hash, millis(seen.seen_at)))
             })
             .map_err(&sql)?;
-        tx.connection
-            .prepare_cached(
-                "DELETE FROM witnessed WHERE instance = ?1 AND seq <
-                 (SELECT seq FROM witnessed WHERE instance = ?1
-                  ORDER BY seq DESC LIMIT 1 OFFSET ?2)",
-            )
-            .and_then(|mut delete| delete.execute((instance, HEADS_KEPT - 1)))
-            .map_err(&sql)?;
+        thin_out(tx, instance)?;
     }
     if highest.is_none_or(|(highest_seq, _)| seq >= highest_seq) {
         let fact = (seen.instance.clone(), seen.head.clone());
         tx.facts.highest_heads.push(fact);
     }
     Ok(Witnessed::Consistent)
+}
+
+/// Forgets heads that others stand for.
+fn thin_out(tx: &Tx<'_>, instance: &str) -> Result<(), StoreError> {
+    let sql = StoreError::of(StoreError::Witnesses);
+    let newest_first: Vec<i64> = tx
+        .connection
+        .prepare_cached("SELECT seq FROM witnessed WHERE instance = ?1 ORDER BY seq DESC")
+        .and_then(|mut query| query.query_map([instance], |row| row.get(0))?.collect())
+        .map_err(&sql)?;
+    for seq in superfluous(&newest_first) {
+        tx.connection
+            .prepare_cached("DELETE FROM witnessed WHERE instance = ?1 AND seq = ?2")
+            .and_then(|mut delete| delete.execute((instance, seq)))
+            .map_err(&sql)?;
+    }
+    Ok(())
+}
+
+/// Beyond the newest, the lowest of each doubling of the distance from the highest stands for those above it.
+fn superfluous(newest_first: &[i64]) -> Vec<i64> {
+    let Some(highest) = newest_first.first() else {
+        return Vec::new();
+    };
+    let doubling = |seq: i64| highest.abs_diff(seq).checked_ilog2();
+    let older = newest_first.get(NEWEST_KEPT..).unwrap_or_default();
+    let pairs = older.iter().zip(older.iter().skip(1));
+    pairs
+        .filter(|(seq, next)| doubling(**seq) == doubling(**next))
+        .map(|(seq, _)| *seq)
+        .collect()
 }
 
 fn keep_contradiction(tx: &Tx<'_>, seen: &WitnessedHead) -> Result<(), StoreError> {
@@ -126,6 +151,13 @@ pub(super) fn highest(connection: &Connection) -> Result<Vec<WitnessedHead>, Sto
     )
 }
 
+pub(super) fn kept(connection: &Connection) -> Result<Vec<WitnessedHead>, StoreError> {
+    heads(
+        connection,
+        "SELECT instance, seq, hash, seen_at FROM witnessed ORDER BY instance, seq",
+    )
+}
+
 pub(super) fn contradictions(connection: &Connection) -> Result<Vec<WitnessedHead>, StoreError> {
     heads(
         connection,
@@ -151,4 +183,32 @@ fn heads(connection: &Connection, sql: &str) -> Result<Vec<WitnessedHead>, Store
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_heads_are_kept_and_they_reach_far_back() {
+        let mut kept: Vec<i64> = Vec::new();
+        for seq in 1..=5_000 {
+            kept.insert(0, seq);
+            let gone = superfluous(&kept);
+            kept.retain(|seq| !gone.contains(seq));
+        }
+        let newest: Vec<i64> = (4_969..=5_000).rev().collect();
+        assert_eq!(kept[..32], newest);
+        assert!(kept.len() < 32 + 13, "{kept:?}");
+        assert_eq!(kept.last(), Some(&1));
+        // Whatever was cut off, there is one at most twice as far back.
+        for distance in 64..4_999 {
+            let bound = 5_000 - 2 * distance;
+            let witness = kept.iter().find(|seq| **seq <= 5_000 - distance);
+            assert!(
+                witness.is_some_and(|seq| *seq >= bound.min(1)),
+                "{distance}"
+            );
+        }
+    }
 }

@@ -8,7 +8,7 @@ use crate::{
 };
 use mosaic_types::agent::AgentState;
 
-use super::support::TempBackend;
+use super::{super::connections::FORGET_OLDEST, support::TempBackend};
 
 fn plan(connection: &Connection, sql: &str) -> String {
     let mut statement = connection
@@ -51,6 +51,8 @@ fn hot_queries_walk_an_index_in_its_order() {
             "SELECT min(accepted) FROM remote_agents WHERE terminal = 1",
             "remote_agents_ended",
         ),
+        (FORGET_OLDEST, " agents USING INDEX agents_by_connection"),
+        (FORGET_OLDEST, "remote_agents_by_connection"),
         (
             "SELECT digest FROM claims WHERE peer = ?1 AND message_id = ?2",
             "PRIMARY KEY",

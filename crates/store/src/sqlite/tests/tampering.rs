@@ -156,6 +156,25 @@ async fn a_running_store_finds_a_rewritten_end_by_itself() {
     store.close().await;
 }
 
+/// The chain has no secret, so anybody can go on with it; but the node knows where it ended.
+#[tokio::test]
+async fn an_entry_that_was_forged_after_the_end_is_found() {
+    let (backend, heads) = trail_of_ten().await;
+    let store = backend.store().unwrap();
+    let previous = &heads[9].hash;
+    let tenth = HEXLOWER.decode(previous.as_bytes()).unwrap();
+    let hash = HEXLOWER.encode(&entry_hash(11, &tenth.try_into().unwrap(), b"{}"));
+    let insert = format!("INSERT INTO audit VALUES (11, x'{previous}', x'{hash}', '{{}}')");
+    tamper(&backend, &insert);
+    let verdict = verify(&store, []).await.unwrap();
+    assert_eq!(
+        (verdict.valid, verdict.first_bad_seq),
+        (false, Some(11)),
+        "{verdict:?}"
+    );
+    store.close().await;
+}
+
 #[tokio::test]
 async fn an_entry_of_somebody_else_stops_the_trail() {
     let (backend, _) = trail_of_ten().await;

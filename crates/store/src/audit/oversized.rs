@@ -8,7 +8,7 @@ const TEXT_SHARE: usize = 64;
 
 /// The event in at most `limit_bytes` of JSON, with what tells it from others: `{"omittedBytes": n}` in place of its
 /// detail, and, if that is not enough, with its texts cut.
-pub(super) fn shortened(event: &AuditEvent, limit_bytes: usize) -> AuditEvent {
+pub(crate) fn shortened(event: &AuditEvent, limit_bytes: usize) -> AuditEvent {
     let mut event = event.clone();
     if !event.detail.is_null() {
         event.detail = json!({ "omittedBytes": event.detail.to_string().len() });
