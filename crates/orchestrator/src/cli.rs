@@ -51,7 +51,13 @@ pub fn run(path: &Path) -> ExitCode {
         .init();
     let outcome = mosaic_node::runtime()
         .map_err(RunError::Runtime)
-        .and_then(|runtime| runtime.block_on(serve(path)));
+        .and_then(|runtime| {
+            let served = runtime.block_on(serve(path));
+            // What still works in the data folder, on a fetch say, ends with this process: the folder's lock is given up
+            // already. It is left as by a crash, which every step survives.
+            drop(runtime);
+            served
+        });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

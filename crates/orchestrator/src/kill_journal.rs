@@ -11,14 +11,17 @@
 //! | line | says |
 //! |---|---|
 //! | `agentId`, `order` | this agent is killed |
-//! | `everything` | every agent that was accepted before this order and has not ended is killed |
+//! | the same, `sparesResult` | its attempt had ended before: that keeps its result, and no other follows |
+//! | `everything` | that, for every agent that has not ended when this is read |
 //! | `told` | this is to go on the audit trail |
+//!
+//! Whoever accepts an agent reads what is new first. So who is there when a line for everything is read was accepted before
+//! it, whatever the clock says; and it is made one for each of them at once ([`KillJournal::assign`]).
 //!
 //! It also keeps an agent from coming back that was killed before it was on record: whoever asks for it again is
 //! refused, for a day. Lines of agents whose death is on record are dropped at the next start, or when the file grows.
 
 use std::{
-    collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -35,8 +38,8 @@ mod line;
 mod remembered;
 mod shared;
 
-pub use line::Words;
 use line::{Line, parse};
+pub use line::{Word, Words};
 use remembered::Remembered;
 pub use shared::leave;
 
@@ -68,10 +71,15 @@ pub struct KillJournal {
 #[derive(Debug)]
 struct State {
     file: File,
-    /// How much of which file this process has read or written, in bytes.
+    /// Which file this process has read.
     inode: u64,
+    /// How long it was at the last look, in bytes.
+    looked: u64,
+    /// How much of it, from its beginning, is lines that this process has read or written.
     known: u64,
-    /// What others left for the audit trail and is not stored yet.
+    /// Whether an order for everything is among these.
+    everything: bool,
+    /// What others left for the audit trail and is not stored yet, in the order of the file.
     told: Vec<AuditEvent>,
 }
 
@@ -101,11 +109,14 @@ impl KillJournal {
             .map_err(|error| failed("read", error))?
             .ino();
         let words = parse(&bytes);
+        let (known, _) = bytes.split_at(line::whole(&bytes));
         let state = State {
             file,
             inode,
-            known: bytes.len() as u64,
-            told: words.told.clone(),
+            looked: bytes.len() as u64,
+            known: known.len() as u64,
+            everything: words.everything.is_some(),
+            told: parse(known).told,
         };
         let journal = Self {
             path,
@@ -140,6 +151,7 @@ impl KillJournal {
         let lines = agents.iter().map(|agent_id| Line::Agent {
             agent_id: *agent_id,
             order: order.clone(),
+            spares_result: false,
         });
         let lines = line::after_any(lines).map_err(|error| self.failed("encode", error))?;
         let mut state = self.lock();
@@ -148,8 +160,11 @@ impl KillJournal {
             .write_all(&lines)
             .and_then(|()| state.file.sync_data())
             .map_err(|error| self.failed("append to", error))?;
-        // What another left meanwhile makes the file longer than this, and is looked at.
-        state.known += lines.len() as u64;
+        // Behind what another left, or a line that was cut off, ours are news: twice heard does no harm.
+        let end = state.known + lines.len() as u64;
+        if end > 0 {
+            (state.known, state.looked) = (end, end);
+        }
         Ok(())
     }
 
@@ -158,30 +173,36 @@ impl KillJournal {
         self.heeding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the journal says, if another process has written to it since this one last looked.
+    /// What another process has written since this one last looked, if it has.
     pub fn news(&self) -> Option<Words> {
         let mut state = self.lock();
         let found = fs::metadata(&self.path).ok()?;
-        if (found.ino(), found.len()) == (state.inode, state.known) {
+        if (found.ino(), found.len()) == (state.inode, state.looked) {
             return None;
         }
         let bytes = fs::read(&self.path).ok()?;
-        let words = parse(&bytes);
-        let seen = usize::try_from(state.known).unwrap_or(usize::MAX);
-        let fresh = if found.ino() == state.inode {
-            bytes.get(seen..).unwrap_or_default()
-        } else {
+        if found.ino() != state.inode {
             // Until it can be written to, it is as new as it was: our own words must not go into a file that nobody reads.
             let Ok(file) = append_to(&self.path) else {
-                return Some(words);
+                return Some(parse(&bytes));
             };
-            state.file = file;
-            &bytes
-        };
-        state.told.extend(parse(fresh).told);
-        state.inode = found.ino();
-        state.known = bytes.len() as u64;
+            (state.file, state.inode, state.known) = (file, found.ino(), 0);
+        }
+        let seen = usize::try_from(state.known).unwrap_or(usize::MAX);
+        let fresh = bytes.get(seen..).unwrap_or(&bytes);
+        let (whole, _) = fresh.split_at(line::whole(fresh));
+        let words = parse(fresh);
+        state.told.extend(parse(whole).told);
+        state.everything |= words.everything.is_some();
+        state.looked = bytes.len() as u64;
+        state.known = (bytes.len() - fresh.len() + whole.len()) as u64;
         Some(words)
+    }
+
+    /// Whether an order for everything was read that is not one for each yet: [`Self::assign`] is due.
+    #[must_use]
+    pub fn is_for_everything(&self) -> bool {
+        self.lock().everything
     }
 
     /// What others left for the audit trail. [`Self::settle`] once it is stored.
@@ -199,6 +220,18 @@ impl KillJournal {
             .is_ok_and(|meta| meta.len() > COMPACT_BEYOND)
     }
 
+    /// Puts these words on single agents in the place of an order for everything that was read: who is accepted from here
+    /// on is not meant by it, also after a crash. Blocks.
+    ///
+    /// # Errors
+    /// [`JournalError`]; the file is as it was.
+    pub fn assign(&self, orders: &Words) -> Result<(), JournalError> {
+        self.rewrite(|words| {
+            words.add_agents(orders);
+            words.everything = None;
+        })
+    }
+
     /// Drops the lines of agents that are neither `wanted` nor remembered for being killed before they were on
     /// record. Blocks.
     ///
@@ -206,31 +239,31 @@ impl KillJournal {
     /// [`JournalError`]; the file is as it was.
     pub fn retain(&self, wanted: impl Fn(AgentId) -> bool) -> Result<(), JournalError> {
         self.rewrite(|words| {
+            words.spared.retain(|agent, _| wanted(*agent));
             self.remembered
                 .keep(&mut words.agents, Timestamp::now(), wanted);
         })
     }
 
-    /// Keeps the lines of these agents, each with a line of its own, those of agents that were killed before they were on
-    /// record, and nothing else of what was read so far: what was told is on
-    /// the audit trail, and an order for everything is one for each of them. Blocks.
+    /// As [`Self::assign`], and keeps nothing else of what was read so far but the lines of agents that were killed before
+    /// they were on record, and what was told after the first `told`, which are on the audit trail. Blocks.
     ///
     /// # Errors
     /// [`JournalError`]; the file is as it was.
-    pub fn settle(&self, orders: &HashMap<AgentId, KillOrder>) -> Result<(), JournalError> {
+    pub fn settle(&self, orders: &Words, told: usize) -> Result<(), JournalError> {
         self.rewrite(|words| {
-            let mut agents = std::mem::take(&mut words.agents);
-            agents.extend(orders.iter().map(|(agent, order)| (*agent, order.clone())));
+            words.add_agents(orders);
+            words.spared.clone_from(&orders.spared);
+            words.everything = None;
+            words.told.drain(..told.min(words.told.len()));
             self.remembered
-                .keep(&mut agents, Timestamp::now(), |agent| {
-                    orders.contains_key(&agent)
+                .keep(&mut words.agents, Timestamp::now(), |agent| {
+                    orders.agents.contains_key(&agent)
                 });
-            *words = Words {
-                agents,
-                ..Words::default()
-            };
         })?;
-        self.lock().told.clear();
+        let mut state = self.lock();
+        let told = told.min(state.told.len());
+        state.told.drain(..told);
         Ok(())
     }
 
@@ -247,10 +280,13 @@ impl KillJournal {
             let _alone = shared::lock(&kept)?;
             let mut bytes = Vec::new();
             old.read_to_end(&mut bytes)?;
-            let known = usize::try_from(state.known).unwrap_or(usize::MAX);
+            let is_ours = old.metadata()?.ino() == state.inode;
+            let known = if is_ours { state.known } else { 0 };
+            let known = usize::try_from(known).unwrap_or(usize::MAX);
             let (seen, since) = bytes.split_at(known.min(bytes.len()));
             let mut words = parse(seen);
             change(&mut words);
+            let everything = words.everything.is_some();
             let mut lines = line::encode(words.into_lines())?;
             let known = lines.len() as u64;
             lines.extend(since);
@@ -263,7 +299,8 @@ impl KillJournal {
             let inode = file.metadata()?.ino();
             reached(Step::Rewritten)?;
             fs::rename(&fresh, &self.path)?;
-            (state.file, state.inode, state.known) = (file, inode, known);
+            (state.file, state.inode, state.everything) = (file, inode, everything);
+            (state.known, state.looked) = (known, known);
             reached(Step::Replaced)?;
             let mut late = Vec::new();
             old.read_to_end(&mut late)?;

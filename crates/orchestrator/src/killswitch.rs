@@ -14,7 +14,6 @@
 //! for no queue and no engine, and for the disk a quarter of a second at most.
 
 use std::{
-    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -42,18 +41,22 @@ mod heed;
 mod past;
 mod proof;
 mod reach;
+mod shut;
 
-pub(crate) use heed::{heed, heed_of, word_on};
+pub(crate) use heed::{heed, heed_of, settle, word_on};
 pub use past::{PastOrder, PastOrders};
 pub(crate) use proof::{
     PROOF_ROUND, in_words_of_the_wire, kill_and_prove, method, micros, proof_of, strike_one,
 };
 pub use reach::{KillScope, Reach};
+use shut::{Shut, strike};
 
 /// How long a kill waits for the kernel to confirm before it answers `unverified`.
 const PROOF_WITHIN: Duration = Duration::from_secs(5);
 /// How long a kill waits for the disk to take word of it.
 const WORD_WITHIN: Duration = Duration::from_millis(250);
+/// How long this process waits for the disk to take it before it ends.
+const WORD_AT_LAST: Duration = Duration::from_secs(5);
 /// How long a kill waits for the store to tell of an agent that is not in memory.
 const STORE_WITHIN: Duration = Duration::from_secs(2);
 /// How long a caller who asks for it waits for the clean-up.
@@ -131,21 +134,24 @@ impl Killswitch {
         let parts = Arc::clone(&self.0);
         joined(tokio::spawn(async move { parts.kill_all(&scope, &order, hold).await }).await)
     }
-}
 
-/// What a kill-all has met.
-#[derive(Default)]
-struct Shut {
-    /// Whose gates are shut.
-    targets: Vec<(Arc<Cell>, KillTarget)>,
-    /// Who was being started when it was looked last.
-    in_launch: Vec<Arc<Cell>>,
+    /// Waits, before this process ends, for word of kills that were answered before the disk took it; not for ever.
+    pub async fn words_left(&self) {
+        let words = &self.0.around.words;
+        words.close();
+        if tokio::time::timeout(WORD_AT_LAST, words.wait())
+            .await
+            .is_err()
+        {
+            error!("the disk does not take word of a kill; the next start will not know of it");
+        }
+    }
 }
 
 impl Parts {
     async fn kill(&self, cell: &Arc<Cell>, order: KillOrder) -> KillReport {
         let started = Instant::now();
-        let target = try_shut(cell, &order);
+        let target = cell.try_order(order.clone());
         crash_point("kill.shut");
         if let Some(target) = &target {
             strike(target);
@@ -258,49 +264,6 @@ impl Parts {
         report
     }
 
-    /// Shuts the gates of the scope's agents that have not ended and are not shut yet. One at which a launch hangs
-    /// keeps nobody else alive.
-    fn shut_all(&self, scope: &KillScope, order: &KillOrder, shut: &mut Shut) {
-        let done: HashSet<AgentId> = shut.targets.iter().map(|(cell, _)| cell.agent_id).collect();
-        let cells = self.around.fleet.select(|cell| {
-            !cell.publisher.has_ended() && scope.includes(cell) && !done.contains(&cell.agent_id)
-        });
-        shut.in_launch.clear();
-        for cell in cells {
-            match try_shut(&cell, order) {
-                Some(target) => shut.targets.push((cell, target)),
-                None => shut.in_launch.push(cell),
-            }
-        }
-    }
-
-    /// Kills an agent that is being started right now: when that is through, in about a millisecond. Where it hangs, as
-    /// on a disk that does, the death is not proven for now; the strike comes all the same.
-    async fn kill_in_launch(
-        &self,
-        cell: &Arc<Cell>,
-        order: &KillOrder,
-        started: Instant,
-    ) -> KillReport {
-        let (launched, order) = (Arc::clone(cell), order.clone());
-        let shutting = tokio::task::spawn_blocking(move || {
-            let target = shut(&launched, order);
-            strike(&target);
-            target
-        });
-        let left = PROOF_WITHIN.saturating_sub(started.elapsed());
-        match tokio::time::timeout(left, shutting).await {
-            Ok(Ok(target)) => self.prove(cell, target, started).await,
-            Ok(Err(_)) | Err(_) => KillReport {
-                agent_id: cell.agent_id,
-                outcome: KillOutcome::Unverified,
-                proof: None,
-                detail: Some("its start hangs; it is killed when that is through".to_owned()),
-                status: None,
-            },
-        }
-    }
-
     /// Whether a hold covers this; in doubt it does.
     async fn is_held(&self, scope: Scope) -> bool {
         let around = Arc::clone(&self.around);
@@ -330,7 +293,7 @@ impl Parts {
         }
         self.around.kills.name(&agents);
         let (around, order) = (Arc::clone(&self.around), order.clone());
-        let writing = tokio::task::spawn_blocking(move || {
+        let writing = self.around.words.spawn_blocking(move || {
             crash_point("kill.before-word");
             if let Err(error) = around.kills.append(&agents, &order) {
                 error!(
@@ -503,31 +466,6 @@ fn ended(agent_id: AgentId, death: Option<DeathProof>) -> KillReport {
         proof: Some(death.unwrap_or_else(|| proof_of(ProofMethod::AlreadyEnded, Instant::now()))),
         detail: None,
         status: None,
-    }
-}
-
-fn shut(cell: &Cell, order: KillOrder) -> KillTarget {
-    let target = cell.gate.order(order);
-    tell_of(cell, &target);
-    target
-}
-
-/// The same, unless the agent is being started right now.
-fn try_shut(cell: &Cell, order: &KillOrder) -> Option<KillTarget> {
-    let target = cell.gate.try_order(order.clone())?;
-    tell_of(cell, &target);
-    Some(target)
-}
-
-fn tell_of(cell: &Cell, target: &KillTarget) {
-    if !matches!(target, KillTarget::Ended(_)) {
-        cell.publisher.killing();
-    }
-}
-
-fn strike(target: &KillTarget) {
-    if let KillTarget::Live(handle) = target {
-        strike_one(handle.as_ref());
     }
 }
 

@@ -20,10 +20,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     crash_points::crash_point,
-    kill_journal::Words,
+    kill_journal::{JournalError, Words},
     killswitch::{self, word_on},
     lifecycle::{
-        Cell, Drivers, KillOrder,
+        Cell, Drivers,
         driver::{Driver, Entry},
         examine::examine,
         lease::{self, Lease},
@@ -122,13 +122,15 @@ impl Reconciler {
             .chain(&cleanups)
             .map(|record| record.agent_id)
             .collect();
-        let mut orders: HashMap<AgentId, KillOrder> = HashMap::new();
+        let mut orders = Words::default();
         for record in active.iter().chain(&cleanups) {
-            let word = word_on(&self.around, &self.killed, record);
-            orders.extend(word.map(|order| (record.agent_id, order)));
+            if let Some(word) = word_on(&self.around, &self.killed, record) {
+                orders.add(record.agent_id, word);
+            }
         }
         crash_point("take-over.read");
-        self.settle(&orders).await;
+        let told = self.tell().await;
+        settled(self.around.kills.settle(&orders, told));
         let mut found = Found {
             cleanups: cleanups.len(),
             ..Found::default()
@@ -137,10 +139,10 @@ impl Reconciler {
         for record in active {
             let cell = self.readmit(&record, leases.remove(&record.agent_id).as_ref());
             cell.gate.not_found_yet();
-            if let Some(order) = orders.get(&record.agent_id) {
-                cell.gate.order(order.clone());
-                cell.publisher.killing();
-                cell.kill_answered.cancel();
+            if let Some(order) = orders.agents.get(&record.agent_id) {
+                cell.order_answered(order.clone());
+            } else if let Some(order) = orders.spared.get(&record.agent_id) {
+                cell.order_answered_after(order.clone());
             }
             let entry = examine(&self.around, &cell, &record).await;
             match &entry {
@@ -205,30 +207,23 @@ impl Reconciler {
         }
     }
 
-    /// Puts what was done without a daemon on the audit trail, and keeps of the journal what is still to be recorded.
-    async fn settle(&self, orders: &HashMap<AgentId, KillOrder>) {
-        for event in self.around.kills.told() {
+    /// Puts what was done without a daemon on the audit trail: how much that was.
+    async fn tell(&self) -> usize {
+        let told = self.around.kills.told();
+        let count = told.len();
+        for event in told {
             self.audit.record(event).await;
         }
-        if let Err(error) = self.around.kills.settle(orders) {
-            warn!(
-                error = &error as &dyn std::error::Error,
-                "word of old kills was not dropped"
-            );
-        }
+        count
     }
 
-    /// Takes up what was done past this daemon while it ran.
+    /// Takes up what was done past this daemon while it ran, and keeps of the journal what is still to be recorded.
     async fn heed(&self) {
         killswitch::heed(&self.around);
-        if self.around.kills.told().is_empty() {
-            return;
+        match self.tell().await {
+            0 => {}
+            told => settled(killswitch::settle(&self.around, told)),
         }
-        let cells = self.around.fleet.select(|cell| !cell.publisher.has_ended());
-        let orders = cells
-            .iter()
-            .filter_map(|cell| Some((cell.agent_id, cell.gate.ordered()?)));
-        self.settle(&orders.collect()).await;
     }
 
     async fn sweep(&self) {
@@ -309,5 +304,14 @@ impl Reconciler {
         {
             warn!(%agent, error = &error as &dyn std::error::Error, "failed to clean up an orphan");
         }
+    }
+}
+
+fn settled(outcome: Result<(), JournalError>) {
+    if let Err(error) = outcome {
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "word of old kills was not dropped"
+        );
     }
 }

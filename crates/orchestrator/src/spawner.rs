@@ -219,7 +219,7 @@ async fn undo(
     {
         warn!(agent = %cell.agent_id, error = &error as &dyn std::error::Error, "failed to clean up a launch");
     }
-    cell.gate.attempt_over(proof.clone());
+    cell.attempt_over(proof.clone());
     match error {
         None => SpawnFailed::Held,
         Some(error) => {

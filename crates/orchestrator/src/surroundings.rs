@@ -5,6 +5,7 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use mosaic_node::AuditLog;
 use mosaic_store::SharedStore;
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     budget::Budgets,
@@ -36,6 +37,8 @@ pub struct Surroundings {
     pub hold: Arc<Hold>,
     /// Word of kills that the store may not know yet.
     pub kills: Arc<KillJournal>,
+    /// That word on its way to the disk, which may be slower than the answer.
+    pub words: TaskTracker,
     /// One permit for each agent that may run. A permit is its owner's: nobody else's end frees it (A28).
     pub slots: Arc<Semaphore>,
     /// Bounds how many agents come up at once as processes: a flood of spawns leaves a processor to a kill (A30). Engines of

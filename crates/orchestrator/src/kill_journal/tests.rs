@@ -86,6 +86,122 @@ fn word(agent: AgentId) -> Words {
     }
 }
 
+fn told() -> AuditEvent {
+    AuditEvent {
+        at: Timestamp::from_unix_millis(0),
+        actor: Actor::System,
+        action: "killswitch.kill-all".to_owned(),
+        subject: None,
+        outcome: "ok".to_owned(),
+        detail: serde_json::Value::Null,
+    }
+}
+
+/// What a kill without a daemon leaves that found this agent alive.
+fn everything(found: AgentId) -> Words {
+    Words {
+        everything: Some(order()),
+        told: vec![told()],
+        ..word(found)
+    }
+}
+
+/// The daemon kills, too, before it has looked: its own word comes behind another's, in whose midst nobody may begin.
+#[test]
+fn a9_word_of_another_is_heard_whole_whatever_is_written_behind_it() {
+    let data = tempfile::tempdir().unwrap();
+    let (journal, _) = KillJournal::open(data.path()).unwrap();
+    let [theirs, own] = [(); 2].map(|()| AgentId::generate());
+    leave(data.path(), everything(theirs)).unwrap();
+    journal.append(&[own], &order()).unwrap();
+    // As a file does that has grown too large.
+    journal.retain(|_| true).unwrap();
+    let (_, words) = KillJournal::open(data.path()).unwrap();
+    assert!(words.everything.is_some() && words.agents.contains_key(&theirs));
+    leave(data.path(), everything(theirs)).unwrap();
+    journal.append(&[own], &order()).unwrap();
+    let news = journal.news().unwrap();
+    assert!(news.everything.is_some() && news.agents.contains_key(&theirs));
+    assert_eq!(journal.told(), [told(), told()]);
+    assert!(journal.news().is_none());
+}
+
+/// A full disk cuts off a word of our own: what comes behind it is found where it is.
+#[test]
+fn a9_word_of_another_behind_a_line_that_was_cut_off_is_heard_whole() {
+    let data = tempfile::tempdir().unwrap();
+    let (journal, _) = KillJournal::open(data.path()).unwrap();
+    let [theirs, own] = [(); 2].map(|()| AgentId::generate());
+    let mut file = append_to(&data.path().join("kills.jsonl")).unwrap();
+    file.write_all(format!("\n{{\"agentId\":\"{own}\",\"ord").as_bytes())
+        .unwrap();
+    journal.append(&[own], &order()).unwrap();
+    leave(data.path(), everything(theirs)).unwrap();
+    journal.retain(|_| true).unwrap();
+    let news = journal.news().unwrap();
+    assert!(news.everything.is_some() && news.agents.contains_key(&theirs));
+    assert_eq!(journal.told(), [told()]);
+}
+
+#[test]
+fn a9_a_line_that_is_still_being_written_is_heard_when_it_is_whole() {
+    let data = tempfile::tempdir().unwrap();
+    let (journal, _) = KillJournal::open(data.path()).unwrap();
+    let words = Words {
+        everything: Some(order()),
+        ..Words::default()
+    };
+    let line = words.to_bytes().unwrap();
+    let (begun, rest) = line.split_at(40);
+    let mut file = append_to(&data.path().join("kills.jsonl")).unwrap();
+    file.write_all(begun).unwrap();
+    assert_eq!(journal.news().unwrap(), Words::default());
+    assert!(journal.news().is_none(), "nothing more yet");
+    file.write_all(rest).unwrap();
+    assert_eq!(journal.news().unwrap(), words);
+    assert!(journal.is_for_everything());
+}
+
+#[test]
+fn an_order_for_everything_becomes_one_for_each_and_means_nobody_else_after_a_crash() {
+    let data = tempfile::tempdir().unwrap();
+    let [theirs, waits, ended] = [(); 3].map(|()| AgentId::generate());
+    leave(data.path(), everything(theirs)).unwrap();
+    let (journal, _) = KillJournal::open(data.path()).unwrap();
+    assert!(journal.is_for_everything());
+    let mut orders = word(waits);
+    orders.add(ended, Word::NoMore(order()));
+    journal.assign(&orders).unwrap();
+    assert!(!journal.is_for_everything());
+    let (journal, words) = KillJournal::open(data.path()).unwrap();
+    let at = Some(Timestamp::from_unix_millis(1));
+    assert_eq!(words.on(waits, at), Some(Word::Kill(order())));
+    assert_eq!(words.on(theirs, at), Some(Word::Kill(order())));
+    assert_eq!(words.on(ended, at), Some(Word::NoMore(order())));
+    // Its attempt is not there any more: another was to follow.
+    assert_eq!(words.on(ended, None), Some(Word::Kill(order())));
+    assert_eq!(words.on(AgentId::generate(), None), None);
+    assert_eq!(journal.told(), [told()], "that is still to be told");
+}
+
+#[test]
+fn an_order_for_everything_spares_what_had_ended_and_nothing_that_is_there() {
+    let at = Timestamp::from_unix_millis;
+    let order = KillOrder {
+        at: at(10),
+        ..order()
+    };
+    let words = Words {
+        everything: Some(order.clone()),
+        ..Words::default()
+    };
+    let agent = AgentId::generate();
+    let kill = Some(Word::Kill(order.clone()));
+    assert_eq!(words.on(agent, None), kill);
+    assert_eq!(words.on(agent, Some(at(11))), kill);
+    assert_eq!(words.on(agent, Some(at(10))), Some(Word::NoMore(order)));
+}
+
 /// A daemon that hangs while it rewrites has the lock for longer than a kill without a daemon waits.
 #[test]
 fn what_is_left_while_another_hangs_over_a_rewriting_is_kept() {
@@ -98,7 +214,7 @@ fn what_is_left_while_another_hangs_over_a_rewriting_is_kept() {
         leave(&folder, word(late)).unwrap();
         Ok(())
     });
-    journal.settle(&[(own, order())].into()).unwrap();
+    journal.settle(&word(own), 0).unwrap();
     let news = journal.news().unwrap();
     assert_eq!(news.agents.get(&late), Some(&order()));
     let (_, killed) = KillJournal::open(data.path()).unwrap();
@@ -129,7 +245,7 @@ fn a_rewriting_that_fails_late_leaves_no_word_behind() {
     let [own, later] = [(); 2].map(|()| AgentId::generate());
     journal.append(&[own], &order()).unwrap();
     at(Step::Replaced, || Err(io::ErrorKind::Other.into()));
-    journal.settle(&[(own, order())].into()).unwrap_err();
+    journal.settle(&word(own), 0).unwrap_err();
     journal.append(&[later], &order()).unwrap();
     let (_, killed) = KillJournal::open(data.path()).unwrap();
     assert!(killed.agents.contains_key(&own) && killed.agents.contains_key(&later));
@@ -142,29 +258,15 @@ fn what_another_process_leaves_is_news_once_and_outlives_a_rewriting() {
     let (own, others) = (AgentId::generate(), AgentId::generate());
     journal.append(&[own], &order()).unwrap();
     assert!(journal.news().is_none(), "its own words are no news");
-    let told = AuditEvent {
-        at: Timestamp::now(),
-        actor: Actor::System,
-        action: "killswitch.kill-all".to_owned(),
-        subject: None,
-        outcome: "ok".to_owned(),
-        detail: serde_json::Value::Null,
-    };
-    let everything = Words {
-        agents: [(others, order())].into(),
-        everything: Some(order()),
-        told: vec![told.clone()],
-    };
-    leave(data.path(), everything).unwrap();
+    leave(data.path(), everything(others)).unwrap();
     let news = journal.news().unwrap();
-    assert_eq!(news.agents.len(), 2);
-    assert!(news.everything.is_some());
-    assert_eq!(journal.told(), std::slice::from_ref(&told));
+    assert!(news.agents.contains_key(&others) && news.everything.is_some());
+    assert_eq!(journal.told(), [told()]);
     assert!(journal.news().is_none());
     // A line that comes before the rewriting, and after it.
     let late = AgentId::generate();
     leave(data.path(), word(late)).unwrap();
-    journal.settle(&[(own, order())].into()).unwrap();
+    journal.settle(&word(own), 1).unwrap();
     assert_eq!(journal.told(), []);
     let later = AgentId::generate();
     leave(data.path(), word(later)).unwrap();
@@ -192,7 +294,7 @@ fn who_was_killed_before_it_was_on_record_is_remembered_for_a_day() {
     let (journal, _) = KillJournal::open(data.path()).unwrap();
     journal.recorded(done);
     journal.retain(|_| false).unwrap();
-    journal.settle(&[].into()).unwrap();
+    journal.settle(&Words::default(), 0).unwrap();
     for journal in [&journal, &KillJournal::open(data.path()).unwrap().0] {
         assert!(journal.names(young));
         assert!(!journal.names(old) && !journal.names(done));

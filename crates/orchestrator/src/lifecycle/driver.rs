@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use super::{
     Cell, KillTarget, examine,
-    state::{AttemptOutcome, Failure, Left, Next, after_attempt, left},
+    state::{AttemptOutcome, Failure, Left, Next, after_attempt, backoff, left, left_until},
     supervise::Noticed,
 };
 use crate::{
@@ -165,20 +165,24 @@ impl Driver {
                 // It may have been killed by somebody who needs no daemon.
                 killswitch::heed_of(&self.around, &self.cell);
             }
+            let is_ordered = self.cell.gate.ordered().is_some();
             let end = match attempt {
-                Attempt::Over(end) if self.cell.gate.ordered().is_none() => end,
-                Attempt::Over(_) | Attempt::Ordered => return self.finish_kill().await,
-                Attempt::NeverRan => {
+                Attempt::Over(end) if !is_ordered => end,
+                Attempt::NeverRan if !is_ordered => {
                     entry = Entry::NeverRan;
                     continue;
+                }
+                Attempt::Over(_) | Attempt::NeverRan | Attempt::Ordered => {
+                    return self.finish_kill().await;
                 }
             };
             let max_retries = self.record.options.max_retries.unwrap_or(0);
             match after_attempt(end.outcome.clone(), self.record.status.attempt, max_retries) {
                 Next::Retry { failure, after } => {
-                    self.cell.gate.attempt_over(end.proof);
+                    self.cell.attempt_over(end.proof);
                     crash_point("retry.over");
-                    if self.stop_if_used_up().await {
+                    let is_killed = self.cell.gate.ordered().is_some();
+                    if is_killed || self.stop_if_used_up().await {
                         return self.finish_kill().await;
                     }
                     self.requeue(&failure, after, end.exit).await?;
@@ -197,7 +201,7 @@ impl Driver {
                 if left(self.record.state, end.exit == Some(ExitStatus::NotStarted))
                     != Left::Ended =>
             {
-                self.cell.gate.attempt_over(end.proof);
+                self.cell.attempt_over(end.proof);
                 Attempt::NeverRan
             }
             attempt => attempt,
@@ -289,7 +293,8 @@ impl Driver {
         let cell = Arc::clone(&self.cell);
         let around = Arc::clone(&self.around);
         let pause = self.record.not_before.map_or(Duration::ZERO, |not_before| {
-            not_before.since(Timestamp::now())
+            let whole = backoff(self.record.status.attempt);
+            left_until(not_before, whole, Timestamp::now())
         });
         let turn = async {
             if !pause.is_zero() {

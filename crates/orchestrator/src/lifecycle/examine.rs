@@ -59,12 +59,19 @@ pub async fn examine(around: &Surroundings, cell: &Cell, record: &AgentRecord) -
         Adopted::Vanished => ExitStatus::Lost,
     };
     cell.gate.found_nothing();
+    let left = left(record.state, ended == ExitStatus::NotStarted);
+    if left == Left::NeverRan {
+        cell.attempt_over(killswitch::proof_of(
+            ProofMethod::NeverStarted,
+            Instant::now(),
+        ));
+    }
     if cell.gate.ordered().is_some() {
         let proof = killswitch::proof_of(ProofMethod::AlreadyEnded, Instant::now());
         cell.gate.killed(proof);
         return Entry::Killed;
     }
-    match left(record.state, ended == ExitStatus::NotStarted) {
+    match left {
         Left::Waiting => Entry::Waiting,
         Left::NeverRan => Entry::NeverRan,
         Left::Ended => Entry::Ended(ended),

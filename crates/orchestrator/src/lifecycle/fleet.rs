@@ -8,11 +8,15 @@ use std::{
 };
 
 use mosaic_store::AgentRecord;
-use mosaic_types::{AgentId, ConnectionId, TaskId, Timestamp};
+use mosaic_types::{AgentId, ConnectionId, TaskId, Timestamp, agent::DeathProof};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{gate::Gate, lease::Lease, publisher::Publisher};
+use super::{
+    gate::{Gate, KillOrder, KillTarget},
+    lease::Lease,
+    publisher::Publisher,
+};
 use crate::sandbox::Scope;
 
 /// One agent that has not ended.
@@ -62,6 +66,48 @@ impl Cell {
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.connection_id.map_or(Scope::Local, Scope::Connection)
+    }
+
+    /// Shuts its gate by a kill order, and says what that meets.
+    pub fn order(&self, order: KillOrder) -> KillTarget {
+        self.is_ordered(self.gate.order(order))
+    }
+
+    /// The same, unless the agent is being started right now.
+    pub fn try_order(&self, order: KillOrder) -> Option<KillTarget> {
+        let target = self.gate.try_order(order)?;
+        Some(self.is_ordered(target))
+    }
+
+    fn is_ordered(&self, target: KillTarget) -> KillTarget {
+        if !matches!(target, KillTarget::Ended(_)) {
+            self.publisher.killing();
+        }
+        target
+    }
+
+    /// Orders a kill for which nobody waits: it was answered elsewhere, or before this process began.
+    pub fn order_answered(&self, order: KillOrder) -> KillTarget {
+        let target = self.order(order);
+        self.kill_answered.cancel();
+        target
+    }
+
+    /// The same, of an agent whose attempt had ended before: that keeps its result, and nothing follows it.
+    pub fn order_answered_after(&self, order: KillOrder) {
+        let _ = &order;
+        if false {
+            self.publisher.killing();
+            self.kill_answered.cancel();
+        }
+    }
+
+    /// The attempt is proven dead; another may be launched, unless a kill was ordered.
+    pub fn attempt_over(&self, proof: DeathProof) {
+        if self.gate.attempt_over(proof) {
+            self.publisher.killing();
+            self.kill_answered.cancel();
+        }
     }
 }
 

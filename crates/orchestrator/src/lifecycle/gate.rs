@@ -86,7 +86,12 @@ impl Gate {
         self.lock().order(order)
     }
 
-    /// The same, unless something is being started behind it right now: that takes about a millisecond, and as long as
+    /// Orders that no attempt follows the one that is there. `true` if the agent waits for one: then it is killed.
+    pub fn order_after(&self, order: KillOrder) -> bool {
+        self.lock().order_after(order)
+    }
+
+    /// As [`Self::order`], unless something is being started behind it right now: that takes about a millisecond, and as long as
     /// the disk hangs where it does.
     pub fn try_order(&self, order: KillOrder) -> Option<KillTarget> {
         match self.0.try_lock() {
@@ -111,6 +116,11 @@ impl Gate {
         self.lock().ordered().cloned()
     }
 
+    /// The order for what would follow, if one was given and it is not the agent's kill.
+    pub fn ordered_after(&self) -> Option<KillOrder> {
+        self.lock().ordered_after().cloned()
+    }
+
     /// An ordered kill is proven: whoever orders another is told of this one.
     pub fn killed(&self, proof: DeathProof) {
         self.lock().killed(proof);
@@ -126,9 +136,10 @@ impl Gate {
         self.lock().found_nothing();
     }
 
-    /// The attempt is proven dead; another may be launched, unless a kill was ordered.
-    pub fn attempt_over(&self, proof: DeathProof) {
-        self.lock().attempt_over(proof);
+    /// The attempt is proven dead; another may be launched, unless a kill was ordered. `true` if one was ordered for
+    /// just this case ([`Self::order_after`]).
+    pub fn attempt_over(&self, proof: DeathProof) -> bool {
+        self.lock().attempt_over(proof)
     }
 
     /// The agent is proven dead and ends by itself, unless a kill was ordered before: then the order is
@@ -170,6 +181,25 @@ mod tests {
         assert!(matches!(gate.order(order()), KillTarget::NeverStarted));
         let launched = gate.launch(|| -> Result<_, ()> { panic!("started after a kill") });
         assert!(matches!(launched, Err(LaunchRefused::Ordered)));
+    }
+
+    #[test]
+    fn an_order_for_what_follows_spares_a_result_and_nothing_else() {
+        let spared = Gate::default();
+        assert!(!spared.order_after(order()));
+        assert!(spared.end(proof()).is_ok(), "it has its result");
+        assert_eq!(spared.ordered(), None);
+        let again = Gate::default();
+        again.order_after(order());
+        let launched = again.launch(|| -> Result<_, ()> { panic!("started after a kill") });
+        assert!(matches!(launched, Err(LaunchRefused::Ordered)));
+        assert!(again.attempt_over(proof()), "another was to follow");
+        assert!(again.ordered().is_some() && again.ordered_after().is_none());
+        assert!(!again.attempt_over(proof()), "it is said once");
+        let waits = Gate::default();
+        waits.attempt_over(proof());
+        assert!(waits.order_after(order()), "another was to follow");
+        assert!(waits.ordered().is_some());
     }
 
     #[test]

@@ -100,7 +100,8 @@ fn summarise(work: WorkResult) -> WorkSummary {
         ));
     }
     if work.patch.is_none() {
-        notes.push("the patch exceeds its size limit; the branch has the work".to_owned());
+        let why = "the patch exceeds its size limit, or git cannot compare the commits";
+        notes.push(format!("{why}; the branch has the work"));
     }
     WorkSummary {
         base_commit: work.base_commit,

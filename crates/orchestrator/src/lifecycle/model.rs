@@ -1,7 +1,7 @@
 //! The lifecycle and the killswitch as a model, searched exhaustively.
 //!
-//! A few agents, a daemon that may be killed at every step, kills, a kill-all with a hold, launches and attempts that
-//! fail, and an engine that starts an init as late as it likes: every order in which their steps can come is tried,
+//! A few agents, a daemon that may be killed at every step, kills, a kill-all with a hold or, while no daemon runs, without
+//! one, launches and attempts that fail, and an engine that starts an init as late as it likes: every order in which their steps can come is tried,
 //! and in every state the promises are looked at:
 //!
 //! - *no survivor*: once somebody was told that an agent is dead, nothing of it runs and nothing starts;
@@ -34,11 +34,12 @@ mod drive;
 mod ending;
 mod kernel;
 mod killing;
+mod offline;
 mod tests;
 mod world;
 
 use checker::Model;
-use world::{AGENTS, Agent, AllAt, At, Bounds, Daemon, Flaw, World};
+use world::{AGENTS, Agent, AllAt, At, Bounds, Daemon, Flaw, OfflineAt, World};
 
 /// The connection of the second agent; the first is the spoke's own operator's.
 static CONNECTION: LazyLock<ConnectionId> = LazyLock::new(ConnectionId::generate);
@@ -47,11 +48,12 @@ static CONNECTION: LazyLock<ConnectionId> = LazyLock::new(ConnectionId::generate
 type Label = (&'static str, usize);
 
 /// Steps that the world outside takes if it likes: nothing may depend on them.
-const OUTSIDE: [&str; 5] = [
+const OUTSIDE: [&str; 6] = [
     "is asked for, enters the fleet",
     "daemon is killed",
     "is to be killed",
     "kill-all begins",
+    "kill without a daemon leaves its word",
     "hold is released",
 ];
 
@@ -114,9 +116,12 @@ impl Model for Bounds {
             hold_on_disk: false,
             kill_all: AllAt::Nowhere,
             kill_all_durable: false,
+            offline: OfflineAt::Nowhere,
+            everything: false,
             crashes: self.crashes,
             kills: self.kills,
             kill_alls: self.kill_alls,
+            offline_kills: self.offline_kills,
             releases: self.releases,
             failures: self.failures,
             faults: self.faults,
@@ -133,6 +138,7 @@ impl Model for Bounds {
         };
         daemon::steps(&mut steps);
         killing::steps(&mut steps);
+        offline::steps(&mut steps);
         for who in 0..self.agents {
             kernel::steps(&mut steps, who);
             drive::steps(&mut steps, who);

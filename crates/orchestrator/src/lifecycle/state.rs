@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use mosaic_types::agent::{AgentState, EndReason};
+use mosaic_types::{
+    Timestamp,
+    agent::{AgentState, EndReason},
+};
 
 /// How an attempt came out, once its death is proven.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,12 +69,20 @@ pub fn after_attempt(outcome: AttemptOutcome, attempt: u32, max_retries: u32) ->
     }
 }
 
-/// Doubles from [`BACKOFF_BASE`] to [`BACKOFF_CAP`].
-fn backoff(attempt: u32) -> Duration {
+/// The pause after this many attempts: doubles from [`BACKOFF_BASE`] to [`BACKOFF_CAP`].
+#[must_use]
+pub fn backoff(attempt: u32) -> Duration {
     let doubled = 2_u32
         .checked_pow(attempt.saturating_sub(1))
         .unwrap_or(u32::MAX);
     BACKOFF_BASE.saturating_mul(doubled).min(BACKOFF_CAP)
+}
+
+/// What is left until a time on record, of a span that was `whole`. A clock that was set back since leaves no more.
+#[must_use]
+pub fn left_until(until: Timestamp, whole: Duration, now: Timestamp) -> Duration {
+    let _ = whole;
+    until.since(now)
 }
 
 /// What follows for an agent of which nothing lives any more when a daemon takes it over.
@@ -148,6 +159,14 @@ mod tests {
             prop_assert!(backoff(attempt) <= BACKOFF_CAP);
             prop_assert!(backoff(attempt.saturating_add(1)) >= backoff(attempt));
         }
+    }
+
+    #[test]
+    fn a7_a_clock_that_was_set_back_leaves_no_more_than_there_was() {
+        let (at, whole) = (Timestamp::from_unix_millis, Duration::from_secs(60));
+        assert_eq!(left_until(at(70_000), whole, at(20_000)).as_secs(), 50);
+        assert_eq!(left_until(at(70_000), whole, at(80_000)), Duration::ZERO);
+        assert_eq!(left_until(at(70_000), whole, at(0)), whole);
     }
 
     #[test]

@@ -173,19 +173,18 @@ fn progress(snapshot: runtime::Progress) -> Progress {
 
 /// Watches until the attempt ends, passes a limit, or was killed.
 ///
-/// `deadline` is when its time runs out by the wall clock, so that a restart does not give it more.
+/// `left` is what is left of its time.
 pub async fn watch(
     cell: &Cell,
     handle: &dyn SandboxHandle,
     output: &mut OutputReader,
     watchdog: Watchdog,
-    deadline: Timestamp,
+    left: Duration,
     tail: &Tail,
     meter: Option<&Meter>,
 ) -> Noticed {
     let exit = handle.wait_exit();
     tokio::pin!(exit);
-    let left = deadline.since(Timestamp::now());
     let timeout = tokio::time::sleep(left);
     tokio::pin!(timeout);
     let mut usage = output.usage_before;

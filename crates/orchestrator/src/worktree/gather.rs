@@ -17,6 +17,7 @@ use rustix::fs::OFlags;
 
 use super::{Limits, NotBroughtHome, WhyNot, error::WorktreeError, mirror, removal};
 
+mod beside;
 mod refs;
 
 const MAX_SMALL_FILE_BYTES: u64 = 64 << 20;
@@ -113,6 +114,7 @@ pub(super) fn gather(
             limits,
             &mut missed,
         )?;
+        missed.extend(beside::not_taken(&theirs, b".git"));
     } else {
         missed.push(NotBroughtHome::new(b".git", WhyNot::NoGitDirectory));
     }

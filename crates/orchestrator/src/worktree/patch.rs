@@ -12,17 +12,21 @@ use std::{
     path::Path,
 };
 
-use git2::{Commit, Delta, Diff, DiffOptions, Oid, Patch, Repository, Sort, Tree};
+use git2::{Commit, Delta, Diff, DiffOptions, ErrorClass, Oid, Patch, Repository, Sort, Tree};
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter, tz};
+use tracing::warn;
 
 use super::{CommitSummary, PatchForm, PatchSummary, error::WorktreeError};
 
 const FIRST_LINE_DATE: &str = "Mon Sep 17 00:00:00 2001";
 
-/// The commits of a range, oldest first, and whether they are one line from the base.
+/// How many mails a patch has at most; of more commits it is one mail.
+const MAX_MAILS: usize = 100_000;
+
+/// The commits of a range, oldest first, and how a patch tells them.
 pub(super) struct Range {
     pub(super) commits: Vec<Oid>,
-    pub(super) linear: bool,
+    form: PatchForm,
 }
 
 pub(super) fn range(repository: &Repository, base: Oid, head: Oid) -> Result<Range, WorktreeError> {
@@ -40,10 +44,12 @@ pub(super) fn range(repository: &Repository, base: Oid, head: Oid) -> Result<Ran
         linear = linear && commit.parent_ids().eq([parent]);
         parent = *id;
     }
-    Ok(Range {
-        linear: linear && parent == head,
-        commits,
-    })
+    let form = if linear && parent == head && commits.len() <= MAX_MAILS {
+        PatchForm::Commits
+    } else {
+        PatchForm::Squashed
+    };
+    Ok(Range { commits, form })
 }
 
 /// How much of a text that the agent chose is told, in characters.
@@ -95,7 +101,7 @@ pub(super) fn stats(
     let failed = || WorktreeError::git("comparing the agent's work with its base");
     let tree = |id: Oid| repository.find_commit(id).and_then(|commit| commit.tree());
     let (old, new) = (tree(base).map_err(failed())?, tree(head).map_err(failed())?);
-    let diff = diff(repository, Some(&old), &new, false).map_err(failed())?;
+    let diff = diff(repository, &old, &new, false).map_err(failed())?;
     let stats = diff.stats().map_err(failed())?;
     Ok((stats.files_changed(), stats.insertions(), stats.deletions()))
 }
@@ -138,7 +144,8 @@ impl<W: Write> Write for Bounded<W> {
     }
 }
 
-/// Writes the patch file of base..head. `None` when it would exceed `limit` bytes.
+/// Writes the patch file of base..head. `None` when it would exceed `limit` bytes, or if a commit has what git cannot
+/// compare: what comes again at every try is no reason to keep the work from being told of.
 pub(super) fn write(
     repository: &Repository,
     range: &Range,
@@ -146,80 +153,103 @@ pub(super) fn write(
     path: &Path,
     limit: u64,
 ) -> Result<Option<PatchSummary>, WorktreeError> {
-    let failed = || WorktreeError::git("writing the patch");
-    let io_failed = || WorktreeError::io("writing the patch", path);
+    let mails = Mails::of(repository, range, (base, head))?;
     let temporary = path.with_extension("patch.tmp");
-    let file = fs::File::create(&temporary).map_err(io_failed())?;
-    let mut out = Bounded::new(io::BufWriter::new(file), limit);
-
-    let find = |id: Oid| repository.find_commit(id).map_err(failed());
-    let mut mails: Vec<(Commit<'_>, Option<Tree<'_>>, Vec<u8>)> = Vec::new();
-    let mut without_changes = 0_usize;
-    let sources: Vec<(Oid, Oid)> = if range.linear {
-        let parents = std::iter::once(&base).chain(&range.commits);
-        parents
-            .copied()
-            .zip(range.commits.iter().copied())
-            .collect()
-    } else {
-        vec![(base, head)]
-    };
-    let count = sources.len();
-    for (parent, id) in sources {
-        let commit = find(id)?;
-        let old = find(parent)?.tree().map_err(failed())?;
-        if old.id() == commit.tree_id() {
-            without_changes += 1;
-            continue;
-        }
-        let text = if range.linear {
-            message(&commit)
-        } else {
-            squashed_message(repository, range)?
-        };
-        mails.push((commit, Some(old), text));
-        if count > 100_000 {
-            return Err(WorktreeError::TooLarge {
-                what: "number of commits",
-                limit: 100_000,
-            });
-        }
+    let written = write_mails(repository, &mails.mails, &temporary, limit).and_then(|bytes| {
+        fs::rename(&temporary, path)?;
+        Ok(bytes)
+    });
+    if written.is_err() {
+        // On a full disk it has what was free, and more than this needs some of it.
+        let _ = fs::remove_file(&temporary);
     }
+    match written {
+        Ok(bytes) => Ok(Some(PatchSummary {
+            path: path.to_owned(),
+            bytes,
+            form: range.form,
+            mails: mails.mails.len(),
+            commits_without_changes: mails.without_changes,
+        })),
+        Err(Failure::Io(error)) if error.kind() == io::ErrorKind::FileTooLarge => Ok(None),
+        Err(Failure::Io(error)) => Err(WorktreeError::io("writing the patch", path)(error)),
+        Err(Failure::Git(error)) if error.class() == ErrorClass::Invalid => {
+            warn!(%error, "no patch of an agent's work");
+            Ok(None)
+        }
+        Err(Failure::Git(error)) => Err(WorktreeError::git("writing the patch")(error)),
+    }
+}
+
+/// A commit, the tree that it changes, and what is said of it.
+type Mail<'r> = (Commit<'r>, Tree<'r>, Vec<u8>);
+
+/// What a patch is made of.
+struct Mails<'r> {
+    mails: Vec<Mail<'r>>,
+    without_changes: usize,
+}
+
+impl<'r> Mails<'r> {
+    fn of(
+        repository: &'r Repository,
+        range: &Range,
+        (base, head): (Oid, Oid),
+    ) -> Result<Self, WorktreeError> {
+        let failed = || WorktreeError::git("writing the patch");
+        let find = |id: Oid| repository.find_commit(id).map_err(failed());
+        let sources: Vec<(Oid, Oid)> = match range.form {
+            PatchForm::Commits => {
+                let parents = std::iter::once(&base).chain(&range.commits);
+                parents
+                    .copied()
+                    .zip(range.commits.iter().copied())
+                    .collect()
+            }
+            PatchForm::Squashed => vec![(base, head)],
+        };
+        let mut mails = Vec::new();
+        let mut without_changes = 0_usize;
+        for (parent, id) in sources {
+            let commit = find(id)?;
+            let old = find(parent)?.tree().map_err(failed())?;
+            if old.id() == commit.tree_id() {
+                without_changes += 1;
+                continue;
+            }
+            let text = match range.form {
+                PatchForm::Commits => message(&commit),
+                PatchForm::Squashed => squashed_message(repository, range)?,
+            };
+            mails.push((commit, old, text));
+        }
+        Ok(Self {
+            mails,
+            without_changes,
+        })
+    }
+}
+
+/// Gives how many bytes were written.
+fn write_mails(
+    repository: &Repository,
+    mails: &[Mail<'_>],
+    path: &Path,
+    limit: u64,
+) -> Result<u64, Failure> {
+    let mut out = Bounded::new(io::BufWriter::new(fs::File::create(path)?), limit);
     let total = mails.len();
-    let mut written = Ok(());
     for (index, (commit, old, text)) in mails.iter().enumerate() {
         let numbering = if total == 1 {
             "PATCH".to_owned()
         } else {
             format!("PATCH {}/{total}", index + 1)
         };
-        written = write_head(&mut out, commit, &numbering, text)
-            .and_then(|()| write_changes(repository, &mut out, old.as_ref(), commit));
-        if written.is_err() {
-            break;
-        }
+        write_head(&mut out, commit, &numbering, text)?;
+        write_changes(repository, &mut out, old, commit)?;
     }
-    match written.and_then(|()| out.flush().map_err(Failure::Io)) {
-        Ok(()) => {}
-        Err(Failure::Io(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
-            let _ = fs::remove_file(&temporary);
-            return Ok(None);
-        }
-        Err(Failure::Io(error)) => return Err(io_failed()(error)),
-        Err(Failure::Git(error)) => return Err(failed()(error)),
-    }
-    fs::rename(&temporary, path).map_err(io_failed())?;
-    Ok(Some(PatchSummary {
-        path: path.to_owned(),
-        bytes: out.written,
-        form: if range.linear {
-            PatchForm::Commits
-        } else {
-            PatchForm::Squashed
-        },
-        mails: total,
-        commits_without_changes: without_changes,
-    }))
+    out.flush()?;
+    Ok(out.written)
 }
 
 enum Failure {
@@ -248,7 +278,8 @@ fn message(commit: &Commit<'_>) -> Vec<u8> {
 }
 
 fn squashed_message(repository: &Repository, range: &Range) -> Result<Vec<u8>, WorktreeError> {
-    let mut text = "Squash of commits with merges\n\nThe history is not one line; it is whole on the branch:\n\n".to_owned();
+    let mut text =
+        "Squash of the agent's commits\n\nThe history is whole on the branch:\n\n".to_owned();
     for id in range.commits.iter().take(200) {
         let commit = repository
             .find_commit(*id)
@@ -379,7 +410,7 @@ fn encoded(text: &str, column: usize) -> String {
 
 fn diff<'r>(
     repository: &'r Repository,
-    old: Option<&Tree<'_>>,
+    old: &Tree<'_>,
     new: &Tree<'_>,
     binary: bool,
 ) -> Result<Diff<'r>, git2::Error> {
@@ -392,13 +423,13 @@ fn diff<'r>(
         .ignore_submodules(false)
         .old_prefix("a/")
         .new_prefix("b/");
-    repository.diff_tree_to_tree(old, Some(new), Some(&mut options))
+    repository.diff_tree_to_tree(Some(old), Some(new), Some(&mut options))
 }
 
 fn write_changes(
     repository: &Repository,
     out: &mut impl Write,
-    old: Option<&Tree<'_>>,
+    old: &Tree<'_>,
     commit: &Commit<'_>,
 ) -> Result<(), Failure> {
     let new = commit.tree()?;

@@ -119,6 +119,18 @@ impl Worktrees {
             })
             .await
     }
+
+    /// Whether a dead agent may have worked in its HOME, in a tree that is linked to its own.
+    ///
+    /// # Errors
+    /// What could not be read.
+    pub async fn may_need_home(&self, agent: &AgentId) -> Result<bool, WorktreeError> {
+        self.on_dead(*agent, |home| {
+            let mut missed = home.state.missed.iter();
+            Ok(missed.any(NotBroughtHome::is_in_home))
+        })
+        .await
+    }
 }
 
 /// Removes a directory with all it holds; a symbolic link or a file at `path` is removed itself.

@@ -24,7 +24,7 @@ pub struct WorkResult {
     pub insertions: usize,
     /// Lines removed since the base.
     pub deletions: usize,
-    /// The patch; absent when it would exceed the limit.
+    /// The patch; absent when it would exceed the limit, or if a commit has what git cannot compare.
     pub patch: Option<PatchSummary>,
     /// Every ref of the mirror that was set, in full.
     pub refs: Vec<String>,
@@ -52,7 +52,8 @@ pub struct CommitSummary {
 pub enum PatchForm {
     /// One mail for each commit.
     Commits,
-    /// The history has merges, or does not start at the base: one mail for the whole difference.
+    /// The history has merges, does not start at the base, or is longer than a patch may have mails: one mail for the
+    /// whole difference.
     Squashed,
 }
 
@@ -118,6 +119,8 @@ pub enum WhyNot {
     NestedRepository,
     /// More refs than are kept of one agent.
     TooMany,
-    /// Something in the directory of a submodule, which is a link to another repository.
+    /// Something in the directory of a submodule, which is a link to another repository; or that repository, in `.git`.
     Submodule,
+    /// Contents that `git lfs` or `git annex` keeps in `.git` beside the objects; what points to them was taken.
+    LargeFiles,
 }

@@ -2,6 +2,8 @@
 
 #[cfg(test)]
 mod budgets;
+#[cfg(test)]
+mod clocks;
 #[cfg(debug_assertions)]
 #[cfg(test)]
 mod crash_points;
@@ -37,5 +39,7 @@ mod scope;
 mod secrets;
 #[cfg(test)]
 mod spoke;
+#[cfg(test)]
+mod stopping;
 #[cfg(test)]
 mod worktree;

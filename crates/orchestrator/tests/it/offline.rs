@@ -21,6 +21,8 @@ use crate::{
     sandbox::rig::skip_unless,
 };
 
+mod ended;
+
 const AT_WORK: &str = "echo precious > half-done; echo at-work; exec sleep 1000";
 
 fn kill_all(data_dir: &Path, more: &[&str]) -> Output {
@@ -35,7 +37,7 @@ fn kill_all(data_dir: &Path, more: &[&str]) -> Output {
 }
 
 /// Kills, and says what the report says.
-fn killed_all(data_dir: &Path, more: &[&str]) -> Value {
+pub(crate) fn killed_all(data_dir: &Path, more: &[&str]) -> Value {
     let output = kill_all(data_dir, more);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     serde_json::from_slice(&output.stdout).unwrap()
@@ -195,6 +197,23 @@ async fn a_healthy_daemon_copes_with_a_kill_past_it() {
     }
     let state = spoke.status(ended).await.state;
     assert_eq!(state, ObservedState::Completed, "it had ended before");
+    spoke.stop().await;
+}
+
+#[tokio::test]
+async fn who_comes_after_a_kill_past_an_idle_daemon_is_not_meant_by_it() {
+    let mut spoke = Spoke::start_process().await;
+    let report = killed_all(spoke.data_dir(), &[]);
+    assert_eq!(report["agents"], json!([]), "{report:#}");
+    let after = spoke.spawn(FOREVER).await;
+    spoke.wrote(after, "at-work").await;
+    // It is not meant after a crash either, before which nothing else was put in order.
+    let journal = fs::read_to_string(spoke.data_dir().join("kills.jsonl")).unwrap();
+    assert!(!journal.contains("everything"), "{journal}");
+    assert!(journal.contains("told"), "{journal}");
+    spoke.crash();
+    spoke.restart().await;
+    assert_eq!(spoke.status(after).await.state, ObservedState::Running);
     spoke.stop().await;
 }
 

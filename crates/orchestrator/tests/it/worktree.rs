@@ -13,4 +13,5 @@ mod pushing;
 mod remotes;
 mod removal;
 mod support;
+mod untold;
 mod wrecks;

@@ -235,10 +235,7 @@ impl Driver {
             detail: sandbox.as_ref().err().map(ToString::to_string),
         });
         crash_point("clean-up.sandbox-gone");
-        let (tree, tree_again) = {
-            let _chore = around.chores.acquire().await;
-            harvest::remove_tree(&around, &self.record, &self.layout).await
-        };
+        let (tree, tree_again) = self.remove_tree(unsaved).await;
         steps.push(tree);
         crash_point("clean-up.tree-gone");
         for step in steps.iter().filter(|step| !step.ok) {
@@ -259,5 +256,35 @@ impl Driver {
         .await?;
         crash_point("clean-up.stored");
         Ok(done)
+    }
+
+    /// Removes the tree, and says whether to try again. As long as nothing could be told of its work it stays, whatever
+    /// refs have of it by now: without a tree nothing would be told, nor pushed, any more.
+    async fn remove_tree(&self, unsaved: bool) -> (CleanupStep, bool) {
+        if unsaved {
+            self.make_room().await;
+            let kept = CleanupStep {
+                step: CleanupKind::Worktree,
+                ok: false,
+                detail: Some("kept: its work is not home yet".to_owned()),
+            };
+            return (kept, true);
+        }
+        let _chore = self.around.chores.acquire().await;
+        harvest::remove_tree(&self.around, &self.record, &self.layout).await
+    }
+
+    /// Removes a HOME without work in it before its time: it may have what the disk lacks for the work to come home.
+    async fn make_room(&self) {
+        let worktrees = &self.around.worktrees;
+        let _chore = self.around.chores.acquire().await;
+        let removed = match worktrees.may_need_home(&self.cell.agent_id).await {
+            Ok(false) => worktrees.remove_scratch(self.layout.home()).await,
+            Ok(true) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = removed {
+            warn!(agent = %self.cell.agent_id, error = &error as &dyn std::error::Error, "no room was made");
+        }
     }
 }

@@ -6,13 +6,19 @@ use std::{
 };
 
 use mosaic_store::AttemptStart;
-use mosaic_types::agent::{DeathProof, Usage};
+use mosaic_types::{
+    Timestamp,
+    agent::{DeathProof, Usage},
+};
 use tracing::warn;
 
 use super::{Attempt, AttemptEnd, Driver, outcome};
 use crate::{
     killswitch,
-    lifecycle::supervise::{self, Noticed, OutputReader},
+    lifecycle::{
+        state::left_until,
+        supervise::{self, Noticed, OutputReader},
+    },
     runtime::{Ending, Outcome, PriceTable, RuntimeConfig, StreamReader, Watchdog},
     sandbox::{ExitStatus, SandboxHandle},
 };
@@ -26,7 +32,9 @@ impl Driver {
                 .timeout_secs
                 .unwrap_or(self.around.limits.default_timeout_secs),
         );
+        // By the wall clock, so that a restart does not give it more; nor does a clock that was set back meanwhile.
         let deadline = self.attempt_start().at.saturating_add(timeout);
+        let left = left_until(deadline, timeout, Timestamp::now());
         let watchdog = Watchdog::new(&self.runtime_config(), Instant::now());
         let mut output = self.output();
         let tail = self.around.tails.watch(&self.layout.run_dir());
@@ -35,7 +43,7 @@ impl Driver {
             handle.as_ref(),
             &mut output,
             watchdog,
-            deadline,
+            left,
             &tail,
             self.meter.as_ref(),
         )

@@ -43,6 +43,8 @@ enum Inside<H, P> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Machine<O, H, P> {
     order: Option<O>,
+    /// An order for whatever would follow the attempt that is there.
+    after: Option<O>,
     inside: Inside<H, P>,
 }
 
@@ -50,6 +52,7 @@ impl<O, H, P> Machine<O, H, P> {
     /// Nothing is behind it, and no kill was ordered.
     pub const NEW: Self = Self {
         order: None,
+        after: None,
         inside: Inside::Nothing,
     };
 }
@@ -69,7 +72,7 @@ impl<O: Clone, H: Clone, P: Clone> Machine<O, H, P> {
         &mut self,
         start: impl FnOnce() -> Result<H, E>,
     ) -> Result<H, LaunchRefused<E>> {
-        if self.order.is_some() {
+        if self.order.is_some() || self.after.is_some() {
             return Err(LaunchRefused::Ordered);
         }
         let handle = start().map_err(LaunchRefused::Failed)?;
@@ -95,6 +98,24 @@ impl<O: Clone, H: Clone, P: Clone> Machine<O, H, P> {
         target
     }
 
+    /// Orders that no attempt follows the one that is there, which has ended by itself and keeps its result: a kill, if
+    /// another was to follow. `true` if that is known already: the kill is ordered.
+    pub fn order_after(&mut self, order: O) -> bool {
+        if self.order.is_some() {
+            return false;
+        }
+        match self.inside {
+            Inside::Ended(_) => return false,
+            Inside::Nothing | Inside::Unknown | Inside::Live(_) => {}
+            Inside::Between(_) => {
+                self.order = Some(order);
+                return true;
+            }
+        }
+        self.after.get_or_insert(order);
+        false
+    }
+
     /// Whether the agent is proven dead for good.
     pub fn is_over(&self) -> bool {
         matches!(self.inside, Inside::Ended(_))
@@ -108,6 +129,11 @@ impl<O: Clone, H: Clone, P: Clone> Machine<O, H, P> {
     /// The order, if one was given.
     pub fn ordered(&self) -> Option<&O> {
         self.order.as_ref()
+    }
+
+    /// The order for what would follow, if one was given and it is not the agent's kill.
+    pub fn ordered_after(&self) -> Option<&O> {
+        self.after.as_ref().filter(|_| self.order.is_none())
     }
 
     /// An ordered kill is proven: whoever orders another is told of this one.
@@ -127,11 +153,15 @@ impl<O: Clone, H: Clone, P: Clone> Machine<O, H, P> {
         }
     }
 
-    /// The attempt is proven dead; another may be launched, unless a kill was ordered.
-    pub fn attempt_over(&mut self, proof: P) {
+    /// The attempt is proven dead; another may be launched, unless a kill was ordered. `true` if one was ordered for
+    /// just this case: it is the agent's kill from here on.
+    pub fn attempt_over(&mut self, proof: P) -> bool {
         if matches!(self.inside, Inside::Live(_) | Inside::Nothing) {
             self.inside = Inside::Between(proof);
         }
+        let turns = self.order.is_none() && self.after.is_some();
+        self.order = self.order.take().or_else(|| self.after.take());
+        turns
     }
 
     /// The agent is proven dead and ends by itself, unless a kill was ordered before.

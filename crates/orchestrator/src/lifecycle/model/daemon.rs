@@ -3,20 +3,28 @@
 use mosaic_types::agent::AgentState;
 
 use super::{
-    Steps,
-    world::{AGENTS, Agent, AllAt, At, Came, Daemon, Exit, Flaw, Phase, World},
+    Steps, offline,
+    world::{AGENTS, Agent, AllAt, At, Came, Daemon, Exit, Flaw, OfflineAt, Phase, World},
 };
 use crate::lifecycle::state::{Left, left};
 
 pub(super) fn steps(steps: &mut Steps<'_>) {
     let world = *steps.from;
     match world.daemon {
-        Daemon::Down => steps.step("daemon starts", AGENTS, |world| {
-            world.daemon = Daemon::TakingOver;
-            for agent in &mut world.agents {
-                take_up(agent);
-            }
-        }),
+        // One that starts earlier waits for nobody, but that is not in the model.
+        Daemon::Down if world.offline != OfflineAt::Nowhere => {}
+        Daemon::Down => {
+            let lacks = steps.lacks(Flaw::EndedStartsAgain);
+            steps.step("daemon starts", AGENTS, |world| {
+                world.daemon = Daemon::TakingOver;
+                if world.everything {
+                    offline::becomes_one_for_each(world, lacks);
+                }
+                for agent in &mut world.agents {
+                    take_up(agent);
+                }
+            });
+        }
         Daemon::TakingOver => {
             let examined = |agent: &Agent| !matches!(agent.at, At::Examine | At::Remains);
             if world.agents.iter().all(examined) {
@@ -70,6 +78,8 @@ fn take_up(agent: &mut Agent) {
             if agent.word {
                 agent.gate.order(());
                 agent.answered = true;
+            } else if agent.no_more {
+                agent.answered |= agent.gate.order_after(());
             }
             agent.at = At::Examine;
         }
@@ -79,6 +89,7 @@ fn take_up(agent: &mut Agent) {
         }
         _ => {
             agent.word = false;
+            agent.no_more = false;
             agent.strike_group();
         }
     }
@@ -184,13 +195,17 @@ fn found(world: &mut World, who: usize) {
     let agent = &mut world.agents[who];
     order_if_killing(agent);
     agent.gate.found_nothing();
+    let state = agent.record.unwrap_or(AgentState::Queued);
+    let left = left(state, agent.exit == Exit::NotStarted);
+    if left == Left::NeverRan {
+        agent.attempt_over();
+    }
     if agent.gate.ordered().is_some() {
         agent.gate.killed(());
         agent.at = At::FinishKill;
         return;
     }
-    let state = agent.record.unwrap_or(AgentState::Queued);
-    agent.at = match left(state, agent.exit == Exit::NotStarted) {
+    agent.at = match left {
         Left::Waiting => At::Wait,
         Left::NeverRan => At::BackToQueue,
         Left::Ended => At::Over(match agent.exit {

@@ -214,7 +214,7 @@ fn attempt(steps: &mut Steps<'_>, who: usize) {
         }),
         At::UndoProof { held } if agent.is_dead(agent.handle, steps.bounds.groups) => {
             steps.agent("its launch is undone", who, |agent| {
-                agent.gate.attempt_over(());
+                agent.attempt_over();
                 agent.at = if held {
                     At::BackToQueue
                 } else {

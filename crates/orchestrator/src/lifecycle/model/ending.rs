@@ -21,8 +21,8 @@ pub(super) fn steps(steps: &mut Steps<'_>, who: usize) {
         At::Watch if agent.answered => steps.goes("sees that it was killed", who, At::FinishKill),
         At::Watch if is_dead && never_ran(&agent) && !steps.lacks(Flaw::CrashCounts) => {
             steps.agent("sees that nothing of it ran", who, |agent| {
-                agent.gate.attempt_over(());
-                agent.at = At::BackToQueue;
+                agent.attempt_over();
+                agent.at = unless_killed(agent, At::BackToQueue);
             });
         }
         At::Watch if is_dead => {
@@ -37,8 +37,8 @@ pub(super) fn steps(steps: &mut Steps<'_>, who: usize) {
         }
         At::Over(came) => over(steps, who, came),
         At::Between => steps.agent("is between attempts", who, |agent| {
-            agent.gate.attempt_over(());
-            agent.at = At::Requeue;
+            agent.attempt_over();
+            agent.at = unless_killed(agent, At::Requeue);
         }),
         At::Requeue => steps.step("stores queued", who, |world| {
             store(world, who, AgentState::Queued);
@@ -112,7 +112,7 @@ pub(super) fn steps(steps: &mut Steps<'_>, who: usize) {
             world.agents[who].cleanup_pending = true;
             world.agents[who].at = At::Salvage;
         }),
-        At::Salvage | At::RemoveTree { .. } | At::StoreCleanUp { .. } => clean_up(steps, who),
+        At::Salvage | At::RemoveTree | At::StoreCleanUp { .. } => clean_up(steps, who),
         _ => {}
     }
 }
@@ -122,6 +122,14 @@ fn never_ran(agent: &Agent) -> bool {
     let state = agent.record.unwrap_or(AgentState::Queued);
     let is_ordered = agent.gate.ordered().is_some();
     agent.adopted && !is_ordered && left(state, agent.exit == Exit::NotStarted) != Left::Ended
+}
+
+/// Where an agent goes on whose attempt is over.
+fn unless_killed(agent: &Agent, at: At) -> At {
+    match agent.gate.ordered() {
+        Some(()) => At::FinishKill,
+        None => at,
+    }
 }
 
 fn over(steps: &mut Steps<'_>, who: usize, came: Came) {
@@ -153,25 +161,25 @@ fn clean_up(steps: &mut Steps<'_>, who: usize) {
     let agent = steps.from.agents[who];
     match agent.at {
         At::Salvage if steps.lacks(Flaw::RemovedBeforeSalvage) => {
-            steps.step("removes its tree", who, |world| remove(world, who, true));
+            steps.step("removes its tree", who, |world| remove(world, who));
         }
         At::Salvage if agent.home => {
-            steps.goes("its work is home", who, At::RemoveTree { saved: true });
+            steps.goes("its work is home", who, At::RemoveTree);
         }
         At::Salvage => {
             steps.agent("its work is salvaged", who, |agent| {
                 save(&mut agent.tree, &mut agent.home);
-                agent.at = At::RemoveTree { saved: true };
+                agent.at = At::RemoveTree;
             });
-            let at = At::RemoveTree { saved: false };
+            let at = At::StoreCleanUp { saved: false };
             fault(steps, "its work is not salvaged", who, at);
         }
-        At::RemoveTree { saved } => steps.step("removes its tree", who, |world| {
+        At::RemoveTree => steps.step("removes its tree", who, |world| {
             // What no ref has stays, whatever was salvaged.
             if world.agents[who].tree == Tree::Dirty {
-                world.agents[who].at = At::StoreCleanUp { saved };
+                world.agents[who].at = At::StoreCleanUp { saved: true };
             } else {
-                remove(world, who, saved);
+                remove(world, who);
             }
         }),
         At::StoreCleanUp { saved } => steps.step("stores its clean-up", who, |world| {
@@ -186,7 +194,7 @@ fn clean_up(steps: &mut Steps<'_>, who: usize) {
     }
 }
 
-fn remove(world: &mut World, who: usize, saved: bool) {
+fn remove(world: &mut World, who: usize) {
     let agent = &mut world.agents[who];
     if agent.tree == Tree::Dirty {
         world.wrong = Some("no lost work: a tree was removed with work that no ref has");
@@ -195,5 +203,5 @@ fn remove(world: &mut World, who: usize, saved: bool) {
         world.wrong = Some("no lost work: a tree was removed under a live agent");
     }
     agent.tree = Tree::Nothing;
-    agent.at = At::StoreCleanUp { saved };
+    agent.at = At::StoreCleanUp { saved: true };
 }

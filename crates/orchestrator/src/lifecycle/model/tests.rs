@@ -20,6 +20,7 @@ const ONE: Bounds = Bounds {
     crashes: 1,
     kills: 1,
     kill_alls: 1,
+    offline_kills: 0,
     hold: true,
     releases: 1,
     one_task: false,
@@ -49,6 +50,14 @@ const HELD: Bounds = Bounds {
 const CRASHES: Bounds = Bounds {
     crashes: 2,
     faults: 0,
+    ..KILLED
+};
+
+/// One agent, killed while there is no daemon, and a daemon after it that is killed, too.
+const OFFLINE: Bounds = Bounds {
+    offline_kills: 1,
+    kills: 0,
+    crashes: 2,
     ..KILLED
 };
 
@@ -152,6 +161,11 @@ fn one_agent_without_groups() {
 #[test]
 fn one_agent_and_two_crashes() {
     holds("two crashes", CRASHES, MOST);
+}
+
+#[test]
+fn one_agent_that_is_killed_without_a_daemon() {
+    holds("without a daemon", OFFLINE, MOST);
 }
 
 #[test]
@@ -279,6 +293,11 @@ fn a9_a_kill_all_looks_twice() {
 #[test]
 fn a9_word_of_a_kill_is_on_disk_before_it_is_answered() {
     breaks("no survivor", Flaw::NoWord, KILLED);
+}
+
+#[test]
+fn a9_nothing_follows_what_had_ended_before_a_kill_without_a_daemon() {
+    breaks("no survivor", Flaw::EndedStartsAgain, OFFLINE);
 }
 
 #[test]

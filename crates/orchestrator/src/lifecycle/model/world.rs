@@ -23,6 +23,8 @@ pub(super) struct Bounds {
     /// How often one agent is killed.
     pub(super) kills: u8,
     pub(super) kill_alls: u8,
+    /// How often everything is killed while there is no daemon.
+    pub(super) offline_kills: u8,
     /// Whether a kill-all sets a hold.
     pub(super) hold: bool,
     /// Whether the hold is released at some time.
@@ -57,6 +59,7 @@ pub(super) enum Flaw {
     RecordBeforeProof,
     GoBeforeRecord,
     NoWord,
+    EndedStartsAgain,
     NotExamined,
     UnknownIsDead,
     ShimOutlivesDaemon,
@@ -177,7 +180,7 @@ pub(super) enum At {
     StoreKilling,
     StoreKilled,
     Salvage,
-    RemoveTree { saved: bool },
+    RemoveTree,
     StoreCleanUp { saved: bool },
 }
 
@@ -218,6 +221,8 @@ pub(super) struct Agent {
     pub(super) cleanup_pending: bool,
     pub(super) home: bool,
     pub(super) word: bool,
+    /// Word that its attempt, which had ended, keeps its result, and no other follows.
+    pub(super) no_more: bool,
     pub(super) tree: Tree,
     pub(super) exit: Exit,
     pub(super) shim_file: Option<u8>,
@@ -250,6 +255,7 @@ impl Agent {
         cleanup_pending: false,
         home: false,
         word: false,
+        no_more: false,
         tree: Tree::Nothing,
         exit: Exit::Unwritten,
         shim_file: None,
@@ -304,6 +310,11 @@ impl Agent {
             .filter(|place| self.sandboxes[usize::from(*place)].is_alive())
     }
 
+    /// Its attempt is proven dead.
+    pub(super) fn attempt_over(&mut self) {
+        self.answered |= self.gate.attempt_over(());
+    }
+
     /// What a daemon that is gone no longer knows.
     pub(super) fn forget(&mut self) {
         self.in_fleet = false;
@@ -337,6 +348,14 @@ pub(super) enum AllAt {
     Prove,
 }
 
+/// Where a kill without a daemon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum OfflineAt {
+    Nowhere,
+    Strike,
+    Prove,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct World {
     pub(super) agents: [Agent; AGENTS],
@@ -346,10 +365,14 @@ pub(super) struct World {
     pub(super) hold_on_disk: bool,
     pub(super) kill_all: AllAt,
     pub(super) kill_all_durable: bool,
+    pub(super) offline: OfflineAt,
+    /// Word of it for everything is on disk, and no daemon has read it.
+    pub(super) everything: bool,
     // What may still happen.
     pub(super) crashes: u8,
     pub(super) kills: u8,
     pub(super) kill_alls: u8,
+    pub(super) offline_kills: u8,
     pub(super) releases: u8,
     pub(super) failures: u8,
     pub(super) faults: u8,

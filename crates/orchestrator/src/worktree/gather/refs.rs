@@ -1,7 +1,8 @@
 //! What an agent's `.git` points to: read as text, name by name, and checked against the objects that were taken.
 //!
-//! Every ref is work but those of `refs/remotes`, and so is what a log of HEAD alone still has: a commit that was made
-//! off every branch, or whose branch was deleted.
+//! Every ref is work but those of `refs/remotes`, those of one further working tree alone as well, and so is what
+//! `ORIG_HEAD`, another name beside HEAD or a log of HEAD alone still has: a commit that was made off every branch, or
+//! whose branch was deleted.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -15,7 +16,7 @@ use git2::{Oid, Reference, Repository, Sort};
 
 use super::{
     super::{NotBroughtHome, WhyNot},
-    Gathered, MAX_SMALL_FILE_BYTES, enterable, entries, is_hex, read_small,
+    Gathered, MAX_SMALL_FILE_BYTES, beside, enterable, entries, is_hex, read_small,
 };
 
 const MAX_REF_DEPTH: usize = 16;
@@ -26,11 +27,14 @@ const MAX_MISSED: usize = 1000;
 const MAX_LINKED: usize = 1000;
 /// A larger log of HEAD is not read.
 const MAX_LOG_BYTES: u64 = 4 << 20;
-/// Lines of all of them that are read, the last ones first.
+/// Lines of all of them that are read, the last ones first; and stashes.
 const MAX_LOG_LINES: usize = 10_000;
 
-/// What an operation that was broken off is to come back to. An autostash is the uncommitted work of its start, and is
-/// named nowhere else.
+/// A larger file that names commits, one a line, is not read.
+const MAX_NAMING_BYTES: u64 = 1 << 20;
+
+/// What an operation that was broken off is to come back to, a commit on each line. An autostash is the uncommitted
+/// work of its start, and is named nowhere else.
 const UNFINISHED: [&str; 7] = [
     "MERGE_HEAD",
     "CHERRY_PICK_HEAD",
@@ -55,6 +59,20 @@ fn parse_id(text: &[u8]) -> Option<Oid> {
 
 fn loose_id(path: &Path) -> Option<Oid> {
     parse_id(&read_small(path, 4096)?)
+}
+
+fn ids_by_line(path: &Path) -> Option<Vec<Oid>> {
+    let bytes = read_small(path, MAX_NAMING_BYTES)?;
+    let lines = bytes.split(|byte| *byte == b'\n');
+    Some(lines.filter_map(parse_id).collect())
+}
+
+/// Whether git takes a file of this name beside HEAD for a ref. What was fetched last is no work, as `refs/remotes` is
+/// none.
+fn is_beside_head(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let letters = |byte: u8| byte.is_ascii_uppercase() || byte == b'_';
+    name.ends_with("_HEAD") && name.bytes().all(letters) && name != "FETCH_HEAD"
 }
 
 /// The name to keep a ref under; none for one that cannot be kept by name.
@@ -104,26 +122,90 @@ impl Found {
         }
     }
 
+    /// The older ones are in the log alone.
+    fn stashes(&mut self, theirs: &Path) {
+        let log = theirs.join("logs/refs/stash");
+        match read_small(&log, MAX_SMALL_FILE_BYTES) {
+            Some(bytes) => {
+                let lines = bytes.split(|byte| *byte == b'\n');
+                let ids = lines.filter_map(|line| line.get(41..81).and_then(parse_id));
+                for (number, id) in ids.enumerate() {
+                    if number >= MAX_LOG_LINES {
+                        return self.miss(b".git/logs/refs/stash", WhyNot::TooMany);
+                    }
+                    self.tips.push((format!("stashes/{number}"), id));
+                }
+            }
+            None if fs::symlink_metadata(&log).is_ok() => {
+                self.miss(b".git/logs/refs/stash", WhyNot::Unreadable);
+            }
+            None => {}
+        }
+    }
+
     /// What one working tree has of its own, `name` telling which.
     fn of_tree(&mut self, dir: &Path, name: &str) {
         for unfinished in UNFINISHED {
-            let file = dir.join(unfinished);
-            if !file.parent().is_some_and(is_directory) {
-                continue;
-            }
             let flat = unfinished.replace('/', "-");
-            if let Some(id) = loose_id(&file) {
-                self.tips.push((format!("unfinished/{name}{flat}"), id));
-            } else if unfinished.to_ascii_lowercase().ends_with("autostash")
-                && fs::symlink_metadata(&file).is_ok()
-            {
-                self.miss(
-                    format!("unfinished/{name}{flat}").as_bytes(),
-                    WhyNot::Unreadable,
-                );
-            }
+            self.unfinished(&dir.join(unfinished), &format!("unfinished/{name}{flat}"));
         }
+        // Git itself keeps no commit for the sake of these, so that it may be gone.
+        let beside_head = entries(dir).into_iter().filter(|path| is_beside_head(path));
+        let ids = beside_head.filter_map(|path| loose_id(&path));
+        self.nameless.extend(ids.map(|id| (id, None)));
         self.log_of_head(dir, name);
+    }
+
+    fn unfinished(&mut self, file: &Path, kept: &str) {
+        if !file.parent().is_some_and(is_directory) {
+            return;
+        }
+        let is_stash = kept.to_ascii_lowercase().ends_with("autostash");
+        match ids_by_line(file) {
+            Some(ids) if !(ids.is_empty() && is_stash) => {
+                for (number, id) in ids.into_iter().enumerate() {
+                    // A merge of several branches has a line for each.
+                    let kept = match number {
+                        0 => kept.to_owned(),
+                        number => format!("{kept}-{number}"),
+                    };
+                    self.tips.push((kept, id));
+                }
+            }
+            _ if fs::symlink_metadata(file).is_ok() => {
+                self.miss(kept.as_bytes(), WhyNot::Unreadable);
+            }
+            _ => {}
+        }
+    }
+
+    /// What `.git/worktrees` has of a further working tree, and where that is.
+    fn of_linked(&mut self, dir: &Path, number: usize) -> Option<PathBuf> {
+        enterable(dir);
+        if let Some(id) = loose_id(&dir.join("HEAD")) {
+            self.tips.push((format!("worktrees/{number}"), id));
+        }
+        self.of_tree(dir, &format!("worktrees-{number}-"));
+        let name = dir.file_name().unwrap_or_default().as_bytes();
+        let name = [b".git/worktrees/", name].concat();
+        let mut refs = BTreeMap::new();
+        let own = [&name, b"/refs".as_slice()].concat();
+        if !loose_refs(&dir.join("refs"), &own, 0, &mut refs) {
+            self.miss(&own, WhyNot::TooMany);
+        }
+        let refs = refs.into_iter().map(|(name, id)| (id, Some(name)));
+        self.nameless.extend(refs);
+        for missed in beside::not_taken(dir, &name) {
+            self.miss(missed.path.as_bytes(), missed.why);
+        }
+        let place = dir.join("gitdir");
+        let told = read_small(&place, 4096 * 2);
+        if told.is_none() && fs::symlink_metadata(&place).is_ok() {
+            self.miss(b".git/worktrees", WhyNot::Unreadable);
+        }
+        // The file `.git` of it; from here, if it is told so.
+        let file = dir.join(OsStr::from_bytes(told?.trim_ascii_end()));
+        file.parent().map(Path::to_owned)
     }
 
     fn log_of_head(&mut self, dir: &Path, name: &str) {
@@ -194,14 +276,7 @@ pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
             None => found.nameless.push((id, Some(name))),
         }
     }
-    // The older stashes are in the log alone.
-    if let Some(log) = read_small(&theirs.join("logs/refs/stash"), MAX_SMALL_FILE_BYTES) {
-        for (number, line) in log.split(|byte| *byte == b'\n').enumerate().take(1000) {
-            if let Some(id) = line.get(41..81).and_then(parse_id) {
-                found.tips.push((format!("stashes/{number}"), id));
-            }
-        }
-    }
+    found.stashes(theirs);
     found.of_tree(theirs, "");
     let linked = theirs.join("worktrees");
     let linked = if is_directory(&linked) {
@@ -214,26 +289,8 @@ pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
         found.miss(b".git/worktrees", WhyNot::TooMany);
     }
     for (number, linked) in linked.into_iter().enumerate().take(MAX_LINKED) {
-        if !is_directory(&linked) {
-            continue;
-        }
-        enterable(&linked);
-        if let Some(id) = loose_id(&linked.join("HEAD")) {
-            found.tips.push((format!("worktrees/{number}"), id));
-        }
-        found.of_tree(&linked, &format!("worktrees-{number}-"));
-        let place = linked.join("gitdir");
-        match read_small(&place, 4096 * 2) {
-            Some(bytes) => {
-                let path = PathBuf::from(OsStr::from_bytes(bytes.trim_ascii_end()));
-                // The file `.git` of it; from here, if it is told so.
-                let path = linked.join(path);
-                gathered.linked.extend(path.parent().map(Path::to_owned));
-            }
-            None if fs::symlink_metadata(&place).is_ok() => {
-                found.miss(b".git/worktrees", WhyNot::Unreadable);
-            }
-            None => {}
+        if is_directory(&linked) {
+            gathered.linked.extend(found.of_linked(&linked, number));
         }
     }
 

@@ -1,8 +1,14 @@
 //! The patch, judged by the real `git am` on a fresh clone: the tree it makes is the agent's.
 
-use std::{fs, os::unix::fs::PermissionsExt, os::unix::fs::symlink, path::Path};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    process::Command,
+};
 
-use mosaic_orchestrator::worktree::{PatchForm, WorkResult};
+use mosaic_orchestrator::worktree::{PatchForm, Removal, RemovalMode, WorkResult};
 
 use super::support::*;
 
@@ -267,4 +273,72 @@ async fn line_ends_follow_the_attributes_of_the_tree() {
         "echo 2"
     );
     am(&world, &result);
+}
+
+// More mails than anybody would apply; of its commits the branch tells.
+#[tokio::test]
+async fn a_history_without_end_is_one_mail() {
+    let world = World::new().await;
+    let (agent, prepared) = world.prepare().await;
+    let work = &prepared.workdir;
+    let branch = format!("refs/heads/mosaic/{agent}");
+    let mut stream = Vec::new();
+    for number in 0..=100_000 {
+        write!(
+            stream,
+            "commit {branch}\ncommitter A <a@example.org> 1700000000 +0000\ndata 1\nx\n{}M 644 inline f\ndata 1\n{}\n",
+            if number == 0 { format!("from {branch}^0\n") } else { String::new() },
+            number % 2
+        )
+        .unwrap();
+    }
+    let list = world.dir.path().join("stream");
+    fs::write(&list, stream).unwrap();
+    let script = format!("git fast-import --quiet < '{}'", list.display());
+    let mut imported = Command::new("sh");
+    imported.args(["-c", &script]).current_dir(work);
+    assert!(imported.status().unwrap().success());
+    git(work, &["reset", "-q", "--hard"]);
+    let result = world.harvest(agent).await;
+    assert_eq!(result.commits.len(), 100_001);
+    let patch = result.patch.clone().unwrap();
+    assert_eq!((patch.form, patch.mails), (PatchForm::Squashed, 1));
+    am(&world, &result);
+}
+
+// A commit that is unsound comes home with the others; what cannot be compared has no patch, and is told all the same.
+#[tokio::test]
+async fn what_git_cannot_compare_has_no_patch_and_is_told() {
+    let world = World::new().await;
+    let (agent, prepared) = world.prepare().await;
+    let work = &prepared.workdir;
+    let sound = git(work, &["rev-parse", "HEAD^{tree}"]);
+    // A file whose content is a folder.
+    let content = git2::Oid::from_str(&sound).unwrap();
+    let tree = world.dir.path().join("tree");
+    fs::write(
+        &tree,
+        [b"100644 odd\0".as_slice(), content.as_bytes()].concat(),
+    )
+    .unwrap();
+    let tree = tree.to_str().unwrap();
+    let unsound = git(
+        work,
+        &["hash-object", "-t", "tree", "--literally", "-w", tree],
+    );
+    for tree in [unsound, sound] {
+        let commit = git(work, &["commit-tree", &tree, "-m", "x", "-p", "HEAD"]);
+        git(work, &["update-ref", "HEAD", &commit]);
+    }
+    let result = world.harvest(agent).await;
+    assert_eq!(result.patch, None);
+    assert_eq!(result.commits.len(), 2);
+    assert_eq!(
+        world
+            .worktrees
+            .remove(&agent, RemovalMode::OnlySecured)
+            .await
+            .unwrap(),
+        Removal::Removed
+    );
 }

@@ -262,6 +262,15 @@ impl Drop for SmallDisk {
     }
 }
 
+/// Leaves so many bytes free.
+fn fill(disk: &Path, room: u64) -> PathBuf {
+    let ballast = disk.join("ballast");
+    let free = rustix::fs::statvfs(disk).unwrap();
+    let free = free.f_bavail * free.f_frsize;
+    fs::write(&ballast, vec![0; usize::try_from(free - room).unwrap()]).unwrap();
+    ballast
+}
+
 // A26, A22: a disk that is full for a while costs nothing but another try.
 #[tokio::test]
 async fn a26_work_that_a_full_disk_kept_from_home_comes_at_the_next_try() {
@@ -292,12 +301,7 @@ async fn a26_work_that_a_full_disk_kept_from_home_comes_at_the_next_try() {
     assert!(indexed.status().unwrap().success());
     let index = fs::metadata(work.join(".git/index")).unwrap().len();
     assert!(index > 4 << 20, "{index}");
-    let ballast = data.join("ballast");
-    let room = 2 << 20;
-    let free = rustix::fs::statvfs(&data).unwrap();
-    let free = free.f_bavail * free.f_frsize;
-    fs::write(&ballast, vec![0; usize::try_from(free - room).unwrap()]).unwrap();
-
+    let ballast = fill(&data, 2 << 20);
     let request = HarvestRequest {
         agent,
         landing: Landing::Branch,
@@ -318,4 +322,48 @@ async fn a26_work_that_a_full_disk_kept_from_home_comes_at_the_next_try() {
         .remove(&agent, RemovalMode::OnlySecured)
         .await;
     assert_eq!(removal.unwrap(), Removal::Removed);
+}
+
+// A26: what fits into the mirror may not fit into a patch; the start of one would take what others need to go on.
+#[tokio::test]
+async fn a26_a_patch_that_a_full_disk_broke_off_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let Some(_disk) = SmallDisk::mount(&data) else {
+        return;
+    };
+    let world = World::with(|config| {
+        config.mirrors_dir = data.join("mirrors");
+        config.agents_dir = data.join("agents");
+    })
+    .await;
+    let (agent, prepared) = world.prepare().await;
+    let work = &prepared.workdir;
+    write(work, "large", "the same line again\n".repeat(400_000));
+    agent_commit(work, "large");
+    fs::remove_file(work.join("large")).unwrap();
+    agent_commit(work, "and gone");
+    let ballast = fill(&data, 4 << 20);
+    let request = HarvestRequest {
+        agent,
+        landing: Landing::Branch,
+        now_secs: NOW,
+    };
+    let harvested = world.worktrees.harvest(&request).await;
+    assert!(
+        matches!(harvested, Err(WorktreeError::DiskFull { .. })),
+        "{harvested:?}"
+    );
+    let tip = world.mirror_tip(&format!("refs/heads/mosaic/{agent}"));
+    assert_ne!(tip, Some(prepared.base_commit), "its commits are home");
+    let patch = world.worktrees.patch_path(&agent);
+    let notes = fs::read_dir(patch.parent().unwrap()).unwrap();
+    let left: Vec<_> = notes.map(|note| note.unwrap().file_name()).collect();
+    assert!(
+        left.iter()
+            .all(|name| !name.to_str().unwrap().starts_with("result")),
+        "{left:?}"
+    );
+    fs::remove_file(&ballast).unwrap();
+    assert!(world.harvest(agent).await.patch.is_some());
 }
