@@ -20,6 +20,9 @@ pub(super) struct Ledger {
 struct Account {
     /// What was counted in all.
     counted: Spent,
+    /// What was counted before today, or before a restart, which does not know on which day that was. A total that
+    /// comes down takes nothing back of it: it would take it from what others have spent today.
+    floor: Spent,
     /// The total at the end of each day, for days of which the store does not know it. One day, unless the store
     /// is down for longer.
     unwritten: BTreeMap<UtcDay, Spent>,
@@ -35,6 +38,7 @@ impl Ledger {
     ) -> Self {
         let account = |counted| Account {
             counted,
+            floor: counted,
             ..Account::default()
         };
         Self {
@@ -58,6 +62,9 @@ impl Ledger {
             self.day = day;
             self.spoke = Spent::default();
             self.connections.clear();
+            for account in self.agents.values_mut() {
+                account.floor = account.counted;
+            }
         }
     }
 
@@ -72,7 +79,8 @@ impl Ledger {
         (of_connection.copied().unwrap_or_default(), self.spoke)
     }
 
-    /// Counts an agent's total: the sums move by what is new of it.
+    /// Counts an agent's total: the sums move by what is new of it. One that came down takes back what it has added
+    /// today, and no more.
     pub(super) fn count(
         &mut self,
         agent_id: AgentId,
@@ -85,6 +93,7 @@ impl Ledger {
             return;
         }
         let account = self.agents.entry(agent_id).or_default();
+        let _ = at_least(total, account.floor);
         let counted = std::mem::replace(&mut account.counted, total);
         if counted == total {
             return;
@@ -141,6 +150,13 @@ fn plus(one: Spent, more: Spent) -> Spent {
     Spent {
         micro_usd: one.micro_usd.saturating_add(more.micro_usd),
         tokens: one.tokens.saturating_add(more.tokens),
+    }
+}
+
+fn at_least(total: Spent, floor: Spent) -> Spent {
+    Spent {
+        micro_usd: total.micro_usd.max(floor.micro_usd),
+        tokens: total.tokens.max(floor.tokens),
     }
 }
 
@@ -218,6 +234,44 @@ mod tests {
         assert_eq!(ledger.unwritten(9), []);
         ledger.count(agent, connection, spent(25), day(1));
         assert_eq!(tokens(&mut ledger, connection, 1), (35, 36));
+    }
+
+    #[test]
+    fn a_restart_moves_nothing_of_yesterday_into_today() {
+        let agent = AgentId::generate();
+        let today = ConnectionSpending {
+            connection_id: None,
+            spent: spent(1),
+        };
+        let mut ledger = Ledger::new(day(2), &[today], vec![(agent, spent(16))]);
+        // Whoever reads its output again passes by every total that it had.
+        for total in [4, 12, 16] {
+            ledger.count(agent, None, spent(total), day(2));
+            assert_eq!(tokens(&mut ledger, None, 2), (1, 1));
+        }
+        assert_eq!(ledger.unwritten(9), []);
+        ledger.count(agent, None, spent(17), day(2));
+        assert_eq!(tokens(&mut ledger, None, 2), (2, 2));
+    }
+
+    #[test]
+    fn an_estimate_of_yesterday_takes_nothing_from_what_others_spend_today() {
+        let mut ledger = Ledger::new(day(1), &[], Vec::new());
+        let (early, late) = (AgentId::generate(), AgentId::generate());
+        ledger.count(early, None, spent(15), day(1));
+        ledger.count(late, None, spent(8), day(2));
+        ledger.count(early, None, spent(18), day(2));
+        assert_eq!(tokens(&mut ledger, None, 2), (11, 11));
+        // What it added today it takes back.
+        ledger.count(early, None, spent(5), day(2));
+        assert_eq!(tokens(&mut ledger, None, 2), (8, 8));
+        let of_early: Vec<_> = ledger
+            .unwritten(9)
+            .into_iter()
+            .filter(|noted| noted.agent_id == early)
+            .map(|noted| (noted.day, noted.total))
+            .collect();
+        assert_eq!(of_early, [(day(1), spent(15)), (day(2), spent(15))]);
     }
 
     #[test]

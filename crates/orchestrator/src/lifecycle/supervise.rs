@@ -1,7 +1,7 @@
 //! Watches one running attempt: reads what it writes, keeps its limits, and notices its end.
 
 use std::{
-    io,
+    fs, io,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -50,6 +50,9 @@ pub struct OutputReader {
     offset: u64,
     spool: Option<SpoolReader>,
     is_damaged: bool,
+    /// Where the output ended when it was opened.
+    written_before: u64,
+    is_caught_up: bool,
     stream: StreamReader,
     usage_before: Usage,
 }
@@ -70,6 +73,8 @@ impl OutputReader {
             offset,
             spool: None,
             is_damaged: false,
+            written_before: 0,
+            is_caught_up: false,
             stream,
         }
     }
@@ -80,18 +85,38 @@ impl OutputReader {
         &self.stream
     }
 
+    /// Whether all was read that had been written when reading began, as far as it can be read: a daemon that comes
+    /// back reads it from the start. Until then the figures are those of an earlier time.
+    #[must_use]
+    pub fn is_caught_up(&self) -> bool {
+        self.is_caught_up
+    }
+
     /// Reads what is there, up to a bound. `true` if there was something.
     ///
     /// # Errors
     /// What reading the file gave. That the spool is damaged is said once; nothing is there from then on.
     pub fn read_some(&mut self) -> io::Result<bool> {
+        let read = self.read_a_turn();
+        let offset = self.spool.as_ref().map(SpoolReader::offset);
+        self.is_caught_up |= match read {
+            Ok(true) => offset >= Some(self.written_before),
+            Ok(false) | Err(_) => true,
+        };
+        read
+    }
+
+    fn read_a_turn(&mut self) -> io::Result<bool> {
         if self.is_damaged {
             return Ok(false);
         }
         let spool = match &mut self.spool {
             Some(spool) => spool,
             None => match SpoolReader::open(&self.spool_path, self.offset) {
-                Ok(spool) => self.spool.insert(spool),
+                Ok(spool) => {
+                    self.written_before = fs::metadata(&self.spool_path)?.len();
+                    self.spool.insert(spool)
+                }
                 // The shim makes it with the first output.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                 Err(error) => return Err(error),
@@ -204,8 +229,11 @@ pub async fn watch(
                 warn!(agent = %cell.agent_id, error = &error as &dyn std::error::Error, "failed to read output");
             }
         }
-        // Also for what others have used: a tail has everybody look once a second.
-        let excess = meter.and_then(|meter| meter.count(&usage, Timestamp::now()));
+        // Also for what others have used: a tail has everybody look once a second. A total that the agent had earlier
+        // is not counted: it may be more than it has come down to since, and its result may be yet to be read.
+        let excess = meter
+            
+            .and_then(|meter| meter.count(&usage, Timestamp::now()));
         // One that has given its result spends nothing more: its work is worth more than its last seconds.
         if let Some(excess) = excess
             && output.stream().final_result().is_none()
@@ -273,6 +301,31 @@ mod tests {
             turns += 1;
         }
         assert_eq!(turns, 5);
+    }
+
+    #[test]
+    fn what_was_there_at_first_is_caught_up_with_whatever_comes_meanwhile() {
+        let (folder, mut output) = reader(&record(b"line\n").repeat(RECORDS_AT_ONCE + 1));
+        let path = folder.path().join("spool");
+        let more = record(b"more\n").repeat(3 * RECORDS_AT_ONCE);
+        assert!(!output.is_caught_up());
+        assert!(output.read_some().unwrap());
+        assert!(!output.is_caught_up());
+        let before = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [before, more].concat()).unwrap();
+        assert!(output.read_some().unwrap());
+        assert!(output.is_caught_up());
+    }
+
+    #[test]
+    fn where_nothing_can_be_read_there_is_nothing_to_catch_up_with() {
+        let (_folder, mut output) = reader(&[0; 64]);
+        output.read_some().unwrap_err();
+        assert!(output.is_caught_up());
+        let (folder, mut output) = reader(&[]);
+        std::fs::remove_file(folder.path().join("spool")).unwrap();
+        assert!(!output.read_some().unwrap());
+        assert!(output.is_caught_up());
     }
 
     #[test]

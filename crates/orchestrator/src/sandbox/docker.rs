@@ -10,7 +10,8 @@
 //!   a read-only root, limits; the host's namespaces, privileged mode and the engine's socket are not to be had,
 //!   whoever asks (A35).
 //! - **One agent, one container**, by name; one that exists already is taken up if it is this launch's, else it is
-//!   removed first (A1, A4).
+//!   removed first (A1, A4). Each launch's shim listens at a name of its own: an init that an engine starts late finds
+//!   no other launch's.
 //!
 //! ```text
 //! daemon ─ spawn ─► shim: listening ──────────────── init connects ─► ready ─► go
@@ -19,7 +20,8 @@
 
 use std::{
     collections::HashSet,
-    fs,
+    fs, io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -61,7 +63,14 @@ pub(super) use pool::Waiting;
 const INSIDE: &str = "/.mosaic";
 /// The folder of an agent's run directory that its container sees.
 const LINK: &str = "link";
-const SOCKET: &str = "init.sock";
+/// Makes the folder in which a shim listens. An agent's user passes it, whatever our own umask: the folder above it
+/// keeps everybody else of this host away.
+fn make_link_dir(link: &Path) -> Result<(), SandboxError> {
+    fs::create_dir_all(link)
+        .and_then(|()| fs::set_permissions(link, fs::Permissions::from_mode(0o755)))
+        .map_err(SandboxError::io("make", link))
+}
+
 /// How long a start waits for an engine to say what it is: agents that live are waiting to be adopted.
 const AT_START: Duration = Duration::from_secs(2);
 
@@ -154,7 +163,7 @@ impl DockerSandbox {
     }
 
     /// What the engine is to be told of a launch.
-    fn describe(&self, spec: &LaunchSpec) -> Description {
+    fn describe(&self, spec: &LaunchSpec, launch: &str) -> Description {
         Description {
             settings: self.settings.clone(),
             instance: self.instance.clone(),
@@ -163,7 +172,7 @@ impl DockerSandbox {
             owner: Owner::Agent {
                 agent_id: spec.agent_id,
                 scope: spec.scope,
-                launch: uuid::Uuid::now_v7().to_string(),
+                launch: launch.to_owned(),
             },
             link_dir: spec.agent_dir.join(LINK),
             binds: spec.binds.clone(),
@@ -210,15 +219,23 @@ impl DockerSandbox {
             _ => ResourceLimits::default(),
         };
         let agent_dir = spec.agent_dir.clone();
+        let launch = uuid::Uuid::now_v7().to_string();
         let starter = Starter::Container {
-            socket: link.join(SOCKET),
+            socket: link.join(container::socket_name(&launch)),
+            launch,
         };
         let prepared = self.launcher.prepare(spec, starter, &limits)?;
         files::remove(&agent_dir.join(files::CONTAINER))?;
         if let Some(waiting) = waiting {
             return self.assign(prepared, waiting);
         }
-        fs::create_dir_all(&link).map_err(SandboxError::io("make", &link))?;
+        // With the sockets of earlier launches.
+        match fs::remove_dir_all(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(SandboxError::io("clear", &link)(error));
+            }
+            _ => make_link_dir(&link)?,
+        }
         Ok(prepared)
     }
 
@@ -290,7 +307,12 @@ impl Sandbox for DockerSandbox {
                 .into_shim()
                 .map(|(shim, voice)| ((shim, container), voice))
         }) else {
-            let description = self.describe(&prepared.plan.launch);
+            let Starter::Container { launch, .. } = &prepared.plan.starter else {
+                return Err(SandboxError::InvalidLaunch {
+                    reason: "it was prepared for another kind of sandbox".to_owned(),
+                });
+            };
+            let description = self.describe(&prepared.plan.launch, launch);
             let shim = Arc::new(self.launcher.spawn(&prepared)?);
             let making = Making::Now(Box::new(description));
             return Ok(Arc::new(DockerHandle::new(

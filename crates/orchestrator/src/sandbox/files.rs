@@ -65,7 +65,9 @@ pub(super) enum Starter {
     Engine(Engine),
     /// An engine of containers, at the daemon's word; the init then connects to this socket.
     Container {
-        /// Where the shim listens, as the host sees it.
+        /// Tells this launch from others of its agent.
+        launch: String,
+        /// Where the shim listens, as the host sees it. Of this launch alone.
         socket: PathBuf,
     },
 }

@@ -13,6 +13,9 @@
 //! | base64 | standard and URL-safe, padded or not, at each of the three places in a longer text, and wrapped at 64 or 76 |
 //! | several lines | each line of at least 16 bytes by itself too, but for `-----BEGIN …` and its like |
 //!
+//! Where an agent was refused a destination, these are looked for in what named it, in whichever case a program made of
+//! it ([`Finder::mask_name`]).
+//!
 //! In the middle of a longer base64 text up to one character at each end is left, which holds at most four bits.
 //!
 //! A value that is too short or too uniform would be found where it is not meant, and is refused instead

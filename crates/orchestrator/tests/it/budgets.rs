@@ -2,7 +2,7 @@
 //! writes what Claude Code writes.
 
 use mosaic_orchestrator::runtime::{ModelPrice, OutputFormat, RuntimeConfig};
-use mosaic_store::{ConnectionSpending, Spent, Store as _};
+use mosaic_store::{AgentSpending, ConnectionSpending, Spent, Store as _};
 use mosaic_types::{
     AgentId, ErrorCode, Timestamp, UtcDay,
     agent::{AgentStatus, EndReason, ObservedState, ProofMethod},
@@ -271,6 +271,71 @@ async fn a17_usage_adds_up_over_attempts_and_over_a_restart() {
         },
     };
     assert_eq!(spent_today(&mut spoke).await, [spent]);
+    spoke.stop().await;
+}
+
+/// Its output is read again, a turn at a time; what it had used before midnight is not used again.
+#[tokio::test]
+async fn a17_a_restart_moves_nothing_of_yesterday_into_today() {
+    let mut spoke = Spoke::start_process_with(COUNTING).await;
+    // More than one turn reads, before the dearest of it.
+    let script = "say a 10; for i in $(seq 600); do echo '{}'; done; say b 290; echo said; until_go; \
+        say c 1; echo more; exec sleep 1000";
+    let agent = spawn(&spoke, script, json!({})).await;
+    spoke.wrote(agent, "said").await;
+    used(&spoke, agent, 300).await;
+    spoke.stop_daemon();
+    yesterday_it_was(&spoke, agent, 300).await;
+    let settings = spoke.settings() + "[limits]\nbudget-tokens-per-day = 100\n";
+    spoke.write_settings(&settings);
+    spoke.restart().await;
+    used(&spoke, agent, 300).await;
+    go(&spoke, agent);
+    spoke.wrote(agent, "more").await;
+    let status = used(&spoke, agent, 301).await;
+    assert_eq!(status.state, ObservedState::Running, "{status:?}");
+    assert_eq!(spent_today(&mut spoke).await[0].spent.tokens, 1);
+    let status = spoke.status(agent).await;
+    assert_eq!(status.state, ObservedState::Running, "{status:?}");
+    spoke.stop().await;
+}
+
+/// Changes what is on record of a spoke that does not run: all that was counted of an agent was counted yesterday.
+async fn yesterday_it_was(spoke: &Spoke, agent_id: AgentId, tokens: u64) {
+    let limits = mosaic_store::Limits::default();
+    let store = mosaic_store::sqlite::SqliteStore::open(spoke.data_dir(), limits).unwrap();
+    let today = UtcDay::of(Timestamp::now());
+    let of_today = store.spending(today).await.unwrap();
+    let total = of_today[0].spent;
+    assert_eq!((of_today.len(), total.tokens), (1, tokens));
+    let noted = [(today, Spent::default()), (today.days_before(1), total)];
+    let noted = noted.map(|(day, total)| AgentSpending {
+        agent_id,
+        day,
+        total,
+    });
+    store.note_spending(noted.to_vec()).await.unwrap();
+    store.close().await;
+}
+
+/// It has given its result: what all have used today is no reason to end it, after a restart neither.
+#[tokio::test]
+async fn an_agent_that_has_given_its_result_is_not_stopped_by_a_restart() {
+    let settings = format!("{COUNTING}[limits]\nbudget-usd-per-day = 1\n");
+    let mut spoke = Spoke::start_process_with(&settings).await;
+    let script =
+        "say a 60; for i in $(seq 600); do echo '{}'; done; result 99.5; echo said; until_go";
+    let agent = spawn(&spoke, script, json!({})).await;
+    spoke.wrote(agent, "said").await;
+    spoke.crash();
+    spoke.restart().await;
+    spoke.becomes(agent, ObservedState::Running).await;
+    while spoke.status(agent).await.usage.cost_usd != Some(99.5) {
+        tokio::task::yield_now().await;
+    }
+    go(&spoke, agent);
+    let status = spoke.finished(agent).await;
+    assert_eq!(status.state, ObservedState::Completed, "{status:?}");
     spoke.stop().await;
 }
 

@@ -6,11 +6,14 @@
 mod answers;
 pub(crate) mod engine;
 mod frozen;
+mod image;
 mod isolation;
+mod late;
 mod life;
 mod mapping;
 mod meddler;
 mod network;
 pub(crate) mod rig;
 mod stopped;
+mod umask;
 mod warm;

@@ -212,6 +212,15 @@ impl Spoke {
         self.ready().await;
     }
 
+    /// What the next daemon is told, in its file.
+    pub(super) fn settings(&self) -> String {
+        fs::read_to_string(self._world.path().join("spoke.toml")).unwrap()
+    }
+
+    pub(super) fn write_settings(&self, text: &str) {
+        fs::write(self._world.path().join("spoke.toml"), text).unwrap();
+    }
+
     /// Starts the daemon again, and does not wait until it is ready.
     pub(super) fn start_again(&mut self, change: impl FnOnce(&mut Command)) {
         let mut command = executable(&self._world.path().join("spoke.toml"));

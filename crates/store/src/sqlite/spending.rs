@@ -49,8 +49,8 @@ fn note_one(database: &Connection, spending: &AgentSpending) -> Result<(), Store
         column(total.micro_usd) - column(counted.micro_usd),
         column(total.tokens) - column(counted.tokens),
     );
-    // A total that came down takes back what it had added, and no more than the day has. A sum ends where
-    // the column does.
+    // A total that came down takes back what it had added, and no more than the day has: whoever counts notes none
+    // that is below what it was before this day. A sum ends where the column does.
     database
         .prepare_cached(
             "INSERT INTO spending (day, connection_id, micro_usd, tokens)

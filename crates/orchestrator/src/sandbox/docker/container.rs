@@ -1,7 +1,7 @@
 //! An agent's container as its engine is told to make it.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use bollard::models::{
 };
 use mosaic_types::AgentId;
 
-use super::{DockerSettings, INSIDE, SOCKET, Toolkit};
+use super::{DockerSettings, INSIDE, Toolkit};
 use crate::sandbox::{
     Bind, LaunchSpec, Network, ResourceLimits, SandboxError, Scope, init::AGENT_OPEN_FILES,
 };
@@ -49,6 +49,11 @@ const ENGINE_SOCKETS: [&str; 5] = [
 /// The name of an agent's container.
 pub(super) fn container_name(agent_id: AgentId) -> String {
     format!("mosaic-{agent_id}")
+}
+
+/// The name of the socket at which a launch's shim listens, in the folder that its container sees.
+pub(super) fn socket_name(launch: &str) -> String {
+    { let _ = launch; "init.sock".to_owned() }
 }
 
 /// What an engine is told of one launch.
@@ -115,6 +120,15 @@ impl Description {
         }
     }
 
+    /// Where its init finds its shim, as a container sees it.
+    fn socket(&self) -> String {
+        let name = match &self.owner {
+            Owner::Agent { launch, .. } => socket_name(launch),
+            Owner::Slot(slot) => socket_name(slot),
+        };
+        format!("{INSIDE}/{}/{name}", super::LINK)
+    }
+
     /// The request. `cgroupfs` says whether the engine takes a path for its group's parent.
     /// `volumes` are the places where the image wants some.
     pub(super) fn body(&self, cgroupfs: bool, volumes: &[String]) -> ContainerCreateBody {
@@ -125,11 +139,10 @@ impl Description {
         let labels = labels
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value));
-        let socket = format!("{INSIDE}/{}/{SOCKET}", super::LINK);
         ContainerCreateBody {
             image: Some(settings.image.clone()),
             user: Some(settings.user.to_string()),
-            entrypoint: Some(self.toolkit.init_command(socket)),
+            entrypoint: Some(self.toolkit.init_command(self.socket())),
             cmd: Some(Vec::new()),
             working_dir: Some("/".to_owned()),
             labels: Some(labels.collect()),
@@ -279,10 +292,12 @@ fn nano_cpus(cpus: f64) -> i64 {
     nanos
 }
 
-/// Refuses what would open the host to a container, whoever asks for it (A35).
+/// Refuses what would open the host to a container, whoever asks for it (A35), or show it what no agent may see: in a
+/// container nothing lies over a part of what is bound.
 pub(super) fn check(spec: &LaunchSpec, settings: &DockerSettings) -> Result<(), SandboxError> {
     let refuse = |reason: String| Err(SandboxError::InvalidLaunch { reason });
     let engine = fs::canonicalize(&settings.socket).unwrap_or_else(|_| settings.socket.clone());
+    let masked = existing(&[]);
     for bind in &spec.binds {
         let Some(text) = bind.path.to_str() else {
             return refuse(format!("{} is no text", bind.path.display()));
@@ -295,11 +310,31 @@ pub(super) fn check(spec: &LaunchSpec, settings: &DockerSettings) -> Result<(), 
                 "{text} would hand the engine of containers to an agent"
             ));
         }
+        if let Some(masked) = masked.iter().find(|masked| masked.starts_with(&path)) {
+            return refuse(format!(
+                "{text} would show an agent {}, which is masked",
+                masked.display()
+            ));
+        }
         if path.starts_with(INSIDE) || path.starts_with("/dev") {
             return refuse(format!("{text} cannot be bound into a container"));
         }
     }
     Ok(())
+}
+
+/// Those paths that are there, or may be, as no symbolic link leads around them.
+fn existing(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let found = paths
+        .iter()
+        .filter_map(|path| match fs::canonicalize(path) {
+            Ok(path) => Some(path),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => None,
+                _ => Some(path.clone()),
+            },
+        });
+    found.collect()
 }
 
 #[cfg(test)]

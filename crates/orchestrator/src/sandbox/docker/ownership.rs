@@ -8,7 +8,8 @@ use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 use super::settings::ContainerUser;
 use crate::sandbox::{LaunchSpec, SandboxError};
 
-/// Hands over what a launch binds. Of what is borrowed, only what is in our own data folder changes.
+/// Hands over what a launch binds, and what it reads as its input. Of what is borrowed, only what is in our own data
+/// folder changes.
 pub(super) async fn hand_over(
     spec: &LaunchSpec,
     user: ContainerUser,
@@ -18,6 +19,7 @@ pub(super) async fn hand_over(
         return Ok(());
     }
     let binds = spec.binds.clone();
+    let stdin = spec.stdin.clone();
     let agent_dir = spec.agent_dir.clone();
     let data_dir = data_dir.to_owned();
     let handed = tokio::task::spawn_blocking(move || {
@@ -31,7 +33,13 @@ pub(super) async fn hand_over(
             };
             done.map_err(SandboxError::io("hand over", &bind.path))?;
         }
-        Ok(())
+        // It inherits it open; by `/dev/stdin` it may open it again.
+        match stdin {
+            Some(stdin) if false && stdin.starts_with(&data_dir) => {
+                open_to_all(&stdin).map_err(SandboxError::io("hand over", &stdin))
+            }
+            _ => Ok(()),
+        }
     })
     .await;
     handed.unwrap_or_else(|error| {

@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{DockerSandbox, LINK, SOCKET};
+use super::{DockerSandbox, LINK, container::socket_name, make_link_dir};
 use crate::{
     crash_points::crash_point,
     sandbox::{
@@ -213,6 +213,8 @@ impl DockerSandbox {
                 () = async { stop.cancelled().await; tokio::time::sleep(PAUSE).await } => return,
             };
             match made {
+                // One whose shim came up behind the strike of a kill-all with a hold.
+                Ok(waiting) if !may_fill() => self.discard(waiting).await,
                 Ok(waiting) => {
                     let slot = waiting.slot().to_owned();
                     pool.lock().push_back(waiting);
@@ -263,12 +265,12 @@ impl DockerSandbox {
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .and_then(|()| fs::create_dir_all(&link))
-            .map_err(SandboxError::io("make", &link))?;
+            .map_err(SandboxError::io("make", dir))?;
+        make_link_dir(&link)?;
         let group = self.slot_group(slot).map(|group| group.child("shim"));
         let order = warm::WarmOrder {
             cgroup: group.transpose()?,
-            socket: link.join(SOCKET),
+            socket: link.join(socket_name(slot)),
         };
         let mut shim = self
             .start_warm_shim(dir, &order)

@@ -54,6 +54,8 @@ impl Fault {
 pub(super) struct Request {
     /// As it was named; not judged yet.
     pub(super) host: String,
+    /// The same with all that came behind it, in which it may have been cut off.
+    pub(super) named: String,
     pub(super) port: u16,
     pub(super) kind: Kind,
 }
@@ -113,6 +115,7 @@ impl Request {
             let port = port.filter(|_| !host.is_empty()).ok_or(Fault::BadRequest)?;
             return Ok(Self {
                 host: host.to_owned(),
+                named: target.to_owned(),
                 port,
                 kind: Kind::Tunnel,
             });
@@ -152,6 +155,7 @@ impl Request {
         head.push_str("\r\n");
         Ok(Self {
             host: host.to_owned(),
+            named: rest.to_owned(),
             port: port.unwrap_or(80),
             kind: Kind::Forward {
                 head: head.into_bytes(),
@@ -212,6 +216,7 @@ mod tests {
                 host,
                 port,
                 kind: Kind::Forward { head, body_bytes },
+                ..
             } => (host, port, String::from_utf8(head).unwrap(), body_bytes),
             other => panic!("{other:?}"),
         }

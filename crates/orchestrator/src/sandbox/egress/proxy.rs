@@ -20,6 +20,7 @@ use super::{
     relay::{Flow, relay},
     socket,
 };
+use crate::sandbox::mask::Finder;
 
 /// How many connections an agent may have at once. One more is answered with 503.
 pub(super) const MAX_CONNECTIONS: usize = 128;
@@ -43,16 +44,17 @@ pub(in crate::sandbox) struct Proxy {
 }
 
 impl Proxy {
-    /// Listens and begins to serve.
+    /// Listens and begins to serve. What is told of refusals is without the secrets that `finder` knows.
     pub(in crate::sandbox) fn start(
         agent_dir: &Path,
         rules: EgressRules,
+        finder: Option<Arc<Finder>>,
     ) -> io::Result<(Self, Refusals)> {
         let listener = socket::listen(agent_dir)?;
         let proxy = Self {
             agent_dir: agent_dir.to_owned(),
         };
-        let (teller, refusals) = Refusals::channel()?;
+        let (teller, refusals) = Refusals::channel(finder)?;
         let service = Arc::new(Service { rules, teller });
         thread::Builder::new()
             .name("egress".into())
@@ -145,9 +147,9 @@ impl Service {
             destination::connect(&self.rules, &request.host, request.port, CONNECT_WITHIN);
         let server = connected.map_err(|reason| {
             if matches!(reason, NoWay::NotAllowed | NoWay::NotPublic) {
-                let named = format!("{}:{}", request.host, request.port);
+                let is_private = reason == NoWay::NotPublic;
                 // Before the answer: what the agent knows is on its way to be told.
-                self.teller.tell(&named, reason == NoWay::NotPublic);
+                self.teller.tell(&request.named, request.port, is_private);
             }
             reason.fault()
         })?;

@@ -1,5 +1,7 @@
 //! Word of refusals, from the proxy's threads to the shim's loop, which alone writes the spool. A pipe, so that the
 //! loop can wait for it; the number of lines is bounded by what a pipe holds, so that nobody waits for the loop.
+//!
+//! A program that is given a secret in the place of a host has it refused: it is masked here, where all of it is there.
 
 use std::{
     io::{self, PipeReader, PipeWriter, Read, Write},
@@ -9,11 +11,13 @@ use std::{
     },
 };
 
+use mosaic_types::egress::split_port;
 use rustix::event::Timespec;
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{
     identity,
+    mask::Finder,
     spool::{Notice, SpoolWriter},
 };
 
@@ -35,11 +39,14 @@ struct Line {
 pub(super) struct Teller {
     pipe: Arc<PipeWriter>,
     told: Arc<AtomicU32>,
+    /// Knows the agent's secrets, if it has any.
+    finder: Option<Arc<Finder>>,
 }
 
 impl Teller {
-    /// Tells of one refusal: of the destination what can be in a name or an address.
-    pub(super) fn tell(&self, destination: &str, not_public: bool) {
+    /// Tells of one refusal: of the destination what can be in a name or an address. `named` is what named it, with all
+    /// that came behind the host.
+    pub(super) fn tell(&self, named: &str, port: u16, not_public: bool) {
         let before = self
             .told
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |told| {
@@ -49,7 +56,8 @@ impl Teller {
             return;
         };
         let line = Line {
-            destination: destination
+            destination: self
+                .destination(named, port)
                 .chars()
                 .filter(|char| char.is_ascii_graphic() && !['"', '\\'].contains(char))
                 .take(MAX_DESTINATION_BYTES)
@@ -63,6 +71,21 @@ impl Teller {
             let _ = (&*self.pipe).write_all(&text);
         }
     }
+
+    /// The host and the port, without secrets. They are taken out first: one that has a `/` in it would be cut there,
+    /// and half of it found no more.
+    fn destination(&self, named: &str, port: u16) -> String {
+        let masked = self.finder.as_ref().map_or_else(
+            || named.to_owned(),
+            |finder| {
+                let masked = finder.mask_name(named.as_bytes(), MAX_DESTINATION_BYTES);
+                String::from_utf8_lossy(&masked).into_owned()
+            },
+        );
+        let authority = masked.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = split_port(authority).map_or(authority, |(host, _)| host);
+        format!("{host}:{port}")
+    }
 }
 
 /// The shim's end.
@@ -73,11 +96,12 @@ pub(in crate::sandbox) struct Refusals {
 }
 
 impl Refusals {
-    pub(super) fn channel() -> io::Result<(Teller, Self)> {
+    pub(super) fn channel(finder: Option<Arc<Finder>>) -> io::Result<(Teller, Self)> {
         let (pipe, writer) = io::pipe()?;
         let teller = Teller {
             pipe: Arc::new(writer),
             told: Arc::default(),
+            finder,
         };
         let held = Vec::new();
         Ok((teller, Self { pipe, held }))
@@ -118,18 +142,18 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sandbox::spool::SpoolReader;
+    use crate::sandbox::{mask::Mask, spool::SpoolReader};
 
     #[test]
     fn refusals_are_told_up_to_a_number_and_nobody_waits() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("spool");
         let mut spool = SpoolWriter::open(&path, 1 << 20).unwrap();
-        let (teller, mut refusals) = Refusals::channel().unwrap();
+        let (teller, mut refusals) = Refusals::channel(None).unwrap();
         // Nobody reads meanwhile, and each is as long as it can be.
         let long = format!("\\\"\n\u{7f}{}", "a".repeat(1000));
         for _ in 0..MAX_TOLD + 50 {
-            teller.tell(&long, true);
+            teller.tell(&long, 80, true);
         }
         refusals.write_down(&mut spool);
         spool.finish();
@@ -149,5 +173,54 @@ mod tests {
         let last: Vec<_> = told.iter().filter(|(_, last)| *last).collect();
         assert_eq!(last.len(), 1);
         assert!(told.last().unwrap().1);
+    }
+
+    /// What is told of a request for `named` at port 80, by an agent with this secret.
+    fn told_of(secret: &str, named: &str) -> String {
+        let masks = [Mask::new("key", secret).unwrap()];
+        let (teller, mut refusals) = Refusals::channel(Finder::new(&masks).unwrap()).unwrap();
+        teller.tell(named, 80, false);
+        let mut line = vec![0; READ_BYTES];
+        let count = refusals.pipe.read(&mut line).unwrap();
+        let line: Line = serde_json::from_slice(&line[..count]).unwrap();
+        line.destination
+    }
+
+    #[test]
+    fn a_refusal_tells_no_secret_whatever_a_url_makes_of_it() {
+        let token = "ghp_AbCdEf123456";
+        for (secret, named, told) in [
+            (token, token.to_owned(), "[secret:key]:80"),
+            // As who takes it for a name of a host sends it.
+            (token, token.to_lowercase(), "[secret:key]:80"),
+            (token, format!("{token}:8080/x"), "[secret:key]:80"),
+            (
+                token,
+                format!("a.{token}.example/x"),
+                "a.[secret:key].example:80",
+            ),
+            (token, "example.org/about".to_owned(), "example.org:80"),
+            (token, "[::1]:80".to_owned(), "[::1]:80"),
+            (
+                "wJalrXUt/K7MDENG/bPx",
+                "wJalrXUt/K7MDENG/bPx".to_owned(),
+                "[secret:key]:80",
+            ),
+            (
+                "some:secret:8080",
+                "some:secret:8080".to_owned(),
+                "[secret:key]:80",
+            ),
+        ] {
+            assert_eq!(told_of(secret, &named), told, "{named}");
+        }
+        // Longer than what is told, or across where that ends.
+        let long: String = (0..200).map(|number| format!("{number:x}.")).collect();
+        assert_eq!(told_of(&long, &long), "[secret:key]:80");
+        let behind = format!("{}{token}", "a".repeat(MAX_DESTINATION_BYTES - 3));
+        let told = told_of(token, &behind);
+        assert!(told.ends_with("aa[se"), "{told}");
+        let beyond = format!("{}{token}", "a".repeat(MAX_DESTINATION_BYTES + 3));
+        assert!(!told_of(token, &beyond).contains("ghp"));
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! A piece costs time in proportion to its size and to the longest form of a secret, whatever came before.
 
-use std::{collections::BTreeMap, io, ops::Range, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, ops::Range, sync::Arc};
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind, PatternID};
 
@@ -70,6 +70,38 @@ impl Finder {
         })))
     }
 
+    /// Masks a text that is all there, in whichever case its letters are: of a host's name none counts. Gives what
+    /// begins in the first `most` bytes; a secret that begins there is looked for to its end.
+    pub(in crate::sandbox) fn mask_name(&self, text: &[u8], most: usize) -> Vec<u8> {
+        let mut told = Vec::new();
+        let mut at = 0;
+        while at < most
+            && let Some(rest @ [first, ..]) = text.get(at..)
+        {
+            let begins = |pattern: &&Pattern| {
+                rest.get(..pattern.form.len())
+                    .is_some_and(|begin| begin.eq_ignore_ascii_case(&pattern.form))
+            };
+            let longest = self
+                .patterns
+                .iter()
+                .filter(begins)
+                .max_by_key(|pattern| pattern.form.len());
+            match longest.and_then(|pattern| Some((pattern, self.replacements.get(pattern.mask)?)))
+            {
+                Some((pattern, replacement)) => {
+                    told.extend_from_slice(replacement);
+                    at += pattern.form.len();
+                }
+                None => {
+                    told.push(*first);
+                    at += 1;
+                }
+            }
+        }
+        told
+    }
+
     fn mask_of(&self, pattern: PatternID) -> Option<usize> {
         Some(self.patterns.get(pattern.as_usize())?.mask)
     }
@@ -114,6 +146,12 @@ impl Finder {
             let begins = self.begins.get(usize::from(*tail.first()?))?;
             begins.then_some((at, tail))
         })
+    }
+}
+
+impl fmt::Debug for Finder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finder").finish_non_exhaustive()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,6 +17,7 @@ const BEGINNING_DELAY: Duration = Duration::from_secs(1);
 
 pub(super) struct MaskedSpool {
     spool: SpoolWriter,
+    finder: Option<Arc<Finder>>,
     masked: Vec<Masked>,
 }
 
@@ -41,10 +43,19 @@ impl MaskedSpool {
             .into_iter()
             .filter_map(masked)
             .collect();
-        Ok(Self { spool, masked })
+        Ok(Self {
+            spool,
+            finder,
+            masked,
+        })
     }
 
-    /// The spool itself, for what is ours to say.
+    /// What finds the agent's secrets, if it has any.
+    pub(super) fn finder(&self) -> Option<Arc<Finder>> {
+        self.finder.clone()
+    }
+
+    /// The spool itself, for what is ours to say and has no secret in it.
     pub(super) fn writer(&mut self) -> &mut SpoolWriter {
         &mut self.spool
     }

@@ -102,7 +102,7 @@ impl Session {
         // Not before the namespaces were changed: that wants a process of one thread.
         let egress = match &launch.network {
             Network::Allow(rules) => Some(
-                Proxy::start(agent_dir, rules.clone())
+                Proxy::start(agent_dir, rules.clone(), None)
                     .map_err(|error| explain("start the agent's proxy", &error))?,
             ),
             Network::Host | Network::None => None,
@@ -142,7 +142,7 @@ impl Session {
                 let (engine, complaints) = (Some(started.engine), Some(started.complaints));
                 (engine, Some(starts), started.link, complaints)
             }
-            (Starter::Container { socket }, None) => {
+            (Starter::Container { socket, .. }, None) => {
                 let greeting = Greeting::new(&init_plan, streams)?;
                 let link = Link::listen(&socket, Some(greeting))
                     .map_err(|error| explain("listen for the init", &error))?;

@@ -15,7 +15,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fs::CWD,
+    fs::{CWD, Mode},
     mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount_remount, move_mount, open_tree},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
@@ -128,9 +128,12 @@ fn attach(pid: u32, binds: &[Bind]) -> io::Result<()> {
     let ours = fs::File::open("/proc/self/ns/mnt")?;
     let theirs = fs::File::open(format!("/proc/{pid}/ns/mnt"))?;
     move_into_link_name_space(theirs.as_fd(), Some(LinkNameSpaceType::Mount))?;
+    // The agent, who is another user, is to get to its files: ours is the daemon's umask, which may be strict.
+    let umask = rustix::process::umask(Mode::from_raw_mode(0o022));
     let mounted = sources.iter().try_for_each(|(bind, source, is_dir)| {
         mount_at(source, &bind.path, *is_dir, bind.writable)
     });
+    rustix::process::umask(umask);
     // Whatever became of that: our own files are where the rest of the session looks for them.
     move_into_link_name_space(ours.as_fd(), Some(LinkNameSpaceType::Mount))?;
     std::env::set_current_dir("/")?;

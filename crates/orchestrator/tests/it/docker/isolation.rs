@@ -1,6 +1,6 @@
 //! What an agent in a container can reach, and what it cannot.
 
-use mosaic_types::AgentId;
+use mosaic_types::{AgentId, agent::EndReason};
 use serde_json::json;
 
 use super::rig::{Docked, docker};
@@ -103,6 +103,30 @@ async fn a19_a_sibling_and_the_mirror_are_out_of_reach() {
     assert!(!told.contains("HEAD"), "{told}");
     docked.spoke.kill(sibling).await;
     docked.spoke.finished(sibling).await;
+    docked.stop().await;
+}
+
+/// What a runtime is lent has the data folder in it: nothing would hide that.
+#[tokio::test]
+async fn a_launch_that_would_show_the_data_folder_is_refused() {
+    let docked = Docked::start_with(|config| {
+        let around = config.data_dir.parent().unwrap();
+        let runtime = format!(
+            "name = 'curious'\nprogram = 'sh'\nargs = ['-c', '{{instructions}}']\nprompt = 'argument'\n\
+             read-only-paths = [{around:?}]"
+        );
+        config.runtimes = vec![toml::from_str(&runtime).unwrap()];
+    })
+    .await;
+    let Some(docked) = docked else { return };
+    let agent = docked
+        .spawn_of("curious", "true", json!({"maxRetries": 3}))
+        .await;
+    let status = docked.spoke.finished(agent).await;
+    assert_eq!(status.reason, Some(EndReason::SpawnFailed), "{status:#?}");
+    assert_eq!(status.attempt, 1, "no other attempt would do better");
+    let detail = status.detail.unwrap();
+    assert!(detail.contains("which is masked"), "{detail}");
     docked.stop().await;
 }
 

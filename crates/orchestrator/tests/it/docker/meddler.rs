@@ -46,7 +46,8 @@ struct Rule {
 struct Seen {
     asked: Vec<String>,
     answered: Vec<String>,
-    released: bool,
+    /// What calls have in their first line that are let go.
+    released: Vec<String>,
 }
 
 /// See the module documentation.
@@ -105,7 +106,13 @@ impl Meddler {
 
     /// Lets go what is held.
     pub(crate) fn release(&self) {
-        self.seen.send_modify(|seen| seen.released = true);
+        self.release_those("");
+    }
+
+    /// Lets go the calls that have this in their first line.
+    pub(crate) fn release_those(&self, part: &str) {
+        self.seen
+            .send_modify(|seen| seen.released.push(part.to_owned()));
     }
 
     /// How many calls were asked that have this in their first line.
@@ -180,7 +187,8 @@ async fn pass(
     match meddling {
         Some(Meddling::Held) => {
             let mut released = seen.subscribe();
-            let _ = released.wait_for(|seen| seen.released).await;
+            let is_let_go = |seen: &Seen| seen.released.iter().any(|part| line.contains(part));
+            let _ = released.wait_for(is_let_go).await;
         }
         Some(Meddling::Late(by)) => tokio::time::sleep(by).await,
         Some(Meddling::Instead(status)) => return answer(&mut client, status, REFUSAL).await,

@@ -71,14 +71,22 @@ impl Docked {
     }
 
     pub(crate) async fn start_process() -> Option<Self> {
+        Self::start_process_as("", |_| {}).await
+    }
+
+    /// The real executable, with `more` behind the table of containers.
+    pub(crate) async fn start_process_as(
+        more: &str,
+        change: impl FnOnce(&mut Command),
+    ) -> Option<Self> {
         if !can_run() {
             return None;
         }
         let settings = format!(
-            "[sandbox]\ndefault = \"docker\"\n[sandbox.docker]\nimage = {:?}\n",
+            "[sandbox]\ndefault = \"docker\"\n[sandbox.docker]\nimage = {:?}\n{more}",
             image()
         );
-        let spoke = Spoke::start_process_with(&settings).await;
+        let spoke = Spoke::start_process_as(&settings, change).await;
         Some(Self {
             _sweeper: Sweeper(spoke.data_dir().to_owned()),
             spoke,

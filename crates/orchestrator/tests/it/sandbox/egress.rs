@@ -12,6 +12,7 @@ use std::{
 
 use mosaic_orchestrator::sandbox::{
     EgressRules, EngineKind, ExitStatus, LaunchSpec, Network, Sandbox, SandboxError,
+    mask::Mask,
     spool::{Notice, Stream},
 };
 
@@ -188,6 +189,34 @@ async fn f18_what_leads_somewhere_private_is_refused_unless_configured() {
     let text = says(&one).await;
     assert!(text.contains(&format!("{name}: HTTP/1.1 200")), "{text}");
     assert_eq!(text.matches(": HTTP/1.1 403 ").count(), 1, "{text}");
+    rig.finish().await;
+}
+
+/// A program that is given a secret in the place of a host has it refused, and that is told.
+#[tokio::test]
+async fn a31_a_refusal_tells_no_secret() {
+    let Some(rig) = rig() else { return };
+    let secret = format!("Key-{}", mosaic_types::AgentId::generate());
+    let script = "ask \"GET http://$KEY/\" >/dev/null; ask \"CONNECT ${KEY,,}:443\" >/dev/null; \
+                  ask 'GET http://elsewhere.example/' >/dev/null";
+    let agent = rig
+        .run(|spec| {
+            bash(script, rules(&["a.example".to_owned()], &[]))(spec);
+            spec.env.insert("KEY".into(), secret.clone());
+            spec.masks.push(Mask::new("key", &secret).unwrap());
+        })
+        .await;
+    says(&agent).await;
+    let expected = [
+        "[secret:key]:80",
+        "[secret:key]:443",
+        "elsewhere.example:80",
+    ];
+    let expected = expected.map(|destination| (destination.to_owned(), false));
+    assert_eq!(refusals(&agent), expected);
+    let spool = std::fs::read(agent.handle.spool_path()).unwrap();
+    let spool = String::from_utf8_lossy(&spool).to_lowercase();
+    assert!(!spool.contains(&secret.to_lowercase()), "{spool}");
     rig.finish().await;
 }
 

@@ -129,6 +129,66 @@ fn a35_the_engines_socket_is_refused_by_any_path() {
 }
 
 #[test]
+fn what_no_agent_may_see_is_lent_to_no_container() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = fs::canonicalize(dir.path()).unwrap();
+    for folder in ["srv/data/agents/x/work", "srv/other", "keys"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::write(root.join("keys/key"), "").unwrap();
+    std::os::unix::fs::symlink(root.join("srv"), root.join("innocent")).unwrap();
+    let settings = DockerSettings::of_image("image");
+    let refused = |bind: &str, masked: &str| {
+        let mut spec = spec(vec![Bind::read_only(root.join(bind))]);
+        spec.masked = vec![root.join(masked)];
+        match check(&spec, &settings) {
+            Ok(()) => false,
+            Err(SandboxError::InvalidLaunch { reason }) => {
+                assert!(reason.contains("is masked"), "{reason}");
+                true
+            }
+            Err(other) => panic!("{other}"),
+        }
+    };
+    for (bind, masked) in [
+        ("srv", "srv/data"),
+        ("srv/data", "srv/data"),
+        ("innocent", "srv/data"),
+        ("srv", "innocent/data"),
+        ("keys", "keys/key"),
+        ("keys/key", "keys/key"),
+    ] {
+        assert!(refused(bind, masked), "{bind} shows {masked}");
+    }
+    // What is the agent's own lies below what is hidden, and what is not there cannot be seen.
+    for (bind, masked) in [
+        ("srv/data/agents/x/work", "srv/data"),
+        ("srv/other", "srv/data"),
+        ("srv", "srv/missing"),
+        ("keys", "keys/key/below"),
+    ] {
+        assert!(!refused(bind, masked), "{bind} and {masked}");
+    }
+}
+
+#[test]
+fn each_launch_has_a_socket_of_its_own() {
+    let data = tempfile::tempdir().unwrap();
+    let spec = spec(Vec::new());
+    let entrypoint = |launch: &str| {
+        let mut description = description(&spec, data.path());
+        description.owner = Owner::Agent {
+            agent_id: spec.agent_id,
+            scope: spec.scope,
+            launch: launch.to_owned(),
+        };
+        description.body(true, &[]).entrypoint.unwrap()
+    };
+    assert_eq!(entrypoint("1").last().unwrap(), "/.mosaic/link/1.sock");
+    assert_ne!(entrypoint("1"), entrypoint("2"));
+}
+
+#[test]
 fn what_is_lent_from_roots_home_can_be_reached() {
     let data = tempfile::tempdir().unwrap();
     let tmpfs = |path: &str| {

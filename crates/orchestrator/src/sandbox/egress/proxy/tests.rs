@@ -23,7 +23,7 @@ impl Rig {
             allow: vec![rule.parse().unwrap()],
             private: vec![rule.parse().unwrap()],
         };
-        let (proxy, refusals) = Proxy::start(&deep, rules).unwrap();
+        let (proxy, refusals) = Proxy::start(&deep, rules, None).unwrap();
         Self {
             dir,
             server,
@@ -148,7 +148,7 @@ fn the_socket_goes_with_the_proxy_and_takes_the_place_of_an_old_one() {
     assert_eq!(mode(&rig.socket()), 0o666);
     assert_eq!(mode(rig.socket().parent().unwrap()), 0o755);
     let agent_dir = rig.dir.path().join("d".repeat(120));
-    let (second, _refusals) = Proxy::start(&agent_dir, EgressRules::default()).unwrap();
+    let (second, _refusals) = Proxy::start(&agent_dir, EgressRules::default(), None).unwrap();
     assert!(rig.socket().exists());
     drop(second);
     assert!(!rig.socket().exists());
