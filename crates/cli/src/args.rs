@@ -22,7 +22,7 @@ Exit codes:
   2    the command line is wrong
   3    refused by the node (code, field and reason are printed)
   4    the node, or the spoke behind it, was not reached
-  5    kill: a death is not proven, or a spoke was not reached
+  5    kill: a death is not proven; kill --all: or a spoke was not reached, or --hold is not in force for good
   6    spawn --follow, logs --follow: the agent failed or was killed
   7    audit verify: the trail is not sound
   130  interrupted

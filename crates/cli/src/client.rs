@@ -49,6 +49,8 @@ const MAX_PROBLEM_BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
+    /// The same for streams, once one is opened.
+    streams: Arc<OnceCell<reqwest::Client>>,
     target: Target,
     /// Whether the node is a spoke, once it has said so.
     spoke: Arc<OnceCell<bool>>,
@@ -59,18 +61,11 @@ impl Client {
     pub(crate) fn new(target: Target) -> Result<Self, CliError> {
         // Another part of this process may have installed one already; either will do.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let mut builder = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            .user_agent(concat!("mosaic/", env!("CARGO_PKG_VERSION")));
-        if target.is_loopback() {
-            builder = builder.no_proxy();
-        }
-        let http = builder.build().map_err(CliError::Client)?;
+        let http = http_to(&target).build().map_err(CliError::Client)?;
         let spoke = Arc::new(OnceCell::new_with(target.spoke));
         Ok(Self {
             http,
+            streams: Arc::default(),
             target,
             spoke,
         })
@@ -86,6 +81,15 @@ impl Client {
         &self.target.url
     }
 
+    async fn streams(&self) -> Result<&reqwest::Client, CliError> {
+        let made = self.streams.get_or_try_init(|| async {
+            let http = http_to(&self.target).read_timeout(SILENCE);
+            http.build().map_err(CliError::Client)
+        });
+        made.await
+    }
+
+    /// Asks. The whole answer has to come within `timeout`; without one it is a stream, which must not fall silent.
     async fn send(
         &self,
         method: Method,
@@ -95,10 +99,11 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<Response, CliError> {
         let url = format!("{}/api/v1{path}", self.target.url);
-        let mut request = self
-            .http
-            .request(method, url)
-            .bearer_auth(&self.target.token);
+        let http = match timeout {
+            Some(_) => &self.http,
+            None => self.streams().await?,
+        };
+        let mut request = http.request(method, url).bearer_auth(&self.target.token);
         if let Some(timeout) = timeout {
             request = request.timeout(timeout);
         }
@@ -381,6 +386,20 @@ impl Client {
         )
         .await?;
         Ok(())
+    }
+}
+
+/// A client of the node. A limit of silence would count the time until an answer begins as well, so it is for streams
+/// alone.
+fn http_to(target: &Target) -> reqwest::ClientBuilder {
+    let builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT)
+        .user_agent(concat!("mosaic/", env!("CARGO_PKG_VERSION")));
+    if target.is_loopback() {
+        builder.no_proxy()
+    } else {
+        builder
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, process::ExitCode};
 
-use mosaic_types::error::Problem;
+use mosaic_types::{AgentId, error::Problem};
 
 /// An exit code. The table is in `mosaic --help` too; scripts rely on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(crate) enum Exit {
     Refused,
     /// 4: the node, or a spoke behind it, was not reached.
     Unreachable,
-    /// 5: a death was not proven, or a spoke not reached by a kill-all.
+    /// 5: a death was not proven; of a kill-all also: a spoke was not reached, or does not hold spawns for good.
     KillIncomplete,
     /// 6: the agent that was followed failed or was killed.
     AgentNotCompleted,
@@ -96,6 +96,17 @@ pub(crate) enum CliError {
     /// The node refused.
     #[error("{}", .0.detail)]
     Refused(Box<Problem>),
+    /// A kill that failed, and after which the agent may live.
+    #[error(transparent)]
+    NotProven(Box<CliError>),
+    /// A spawn that failed, and after which the agent may run.
+    #[error("agent {agent} may run all the same")]
+    MayRun {
+        /// The agent.
+        agent: AgentId,
+        /// How it failed.
+        source: Box<CliError>,
+    },
     /// No answer.
     #[error("failed to reach {url}")]
     Unreachable {
@@ -221,12 +232,33 @@ impl CliError {
         use mosaic_types::ErrorCode;
         match self {
             Self::Usage(_) | Self::NoNode | Self::NoToken { .. } => Exit::Usage,
+            Self::NotProven(_) => Exit::KillIncomplete,
+            Self::MayRun { source, .. } => source.exit(),
             Self::Refused(problem) if problem.code == ErrorCode::PeerUnreachable => {
                 Exit::Unreachable
             }
             Self::Refused(_) => Exit::Refused,
             Self::Unreachable { .. } | Self::StreamLost { .. } => Exit::Unreachable,
             _ => Exit::Failure,
+        }
+    }
+
+    /// Whether what was asked for may have been done all the same: an answer did not come, or does not say.
+    pub(crate) fn outcome_unknown(&self) -> bool {
+        use mosaic_types::ErrorCode;
+        match self {
+            // Without a connection nothing was sent.
+            Self::Unreachable { source, .. } => !source.is_connect(),
+            Self::Malformed { .. } => true,
+            Self::Refused(problem) => matches!(
+                problem.code,
+                ErrorCode::PeerUnreachable
+                    | ErrorCode::OutcomeUnknown
+                    | ErrorCode::StoreUnavailable
+                    | ErrorCode::ShuttingDown
+                    | ErrorCode::Internal
+            ),
+            _ => false,
         }
     }
 }

@@ -93,6 +93,15 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), CliError> {
 
 /// A failure: what, why, and of a refusal its code and field.
 pub(crate) fn error(error: &CliError) {
+    match error {
+        CliError::NotProven(source) => return self::error(source),
+        CliError::MayRun { agent, source } => {
+            self::error(source);
+            let hint = "  it may run; ask for the same again, as one agent still, with";
+            return note(styled(WARN, format!("{hint} `--agent-id {agent}`")));
+        }
+        _ => {}
+    }
     note(format!(
         "{} {}",
         styled(BAD, "error:"),

@@ -32,10 +32,10 @@ use mosaic_node::{CommandCall, Node, Operator, PeerError};
 use mosaic_store::StoreError;
 use mosaic_types::{
     AgentId, ConnectionId, ErrorCode, MessageId, Refusal, Timestamp,
-    agent::AgentStatus,
+    agent::{AgentStatus, ObservedState},
     api::{CommandRecord, CommandState},
     audit::AuditEvent,
-    command::CommandType,
+    command::{CommandType, KillOutcome, KillReport},
     connection::{Connection, ConnectionState, NodeRole},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -51,19 +51,21 @@ pub use work::{MAX_PATCH_BYTES, Work};
 use failure::{Failure, require_about};
 use intents::Intents;
 use lanes::{Lane, Lanes};
-use ledger::Ledger;
+use ledger::{Death, Ledger};
 use renewals::Renewals;
 
 /// How long a spoke may take to answer a question.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 /// How long a spoke may take to accept a spawn: it may have to fetch the repository first.
 const SPAWN_LIMIT: Duration = Duration::from_secs(120);
-/// How long a spoke may take to prove a death.
+/// How long a spoke may take to prove a death. By itself it says after 5 s what it could not prove, after 2 s more if it
+/// has to ask its store of the agent.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a spoke may take to prove a death and clean up after it.
 const KILL_AND_CLEANUP_LIMIT: Duration = Duration::from_secs(70);
-/// How long a spoke may take to prove all deaths of a kill-all.
-const KILL_ALL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a spoke may take to prove all deaths of a kill-all: longer than the 5 s after which it says by itself which
+/// it could not prove, so that one that cannot be hides none of the others.
+const KILL_ALL_LIMIT: Duration = Duration::from_secs(7);
 /// How long a kill waits for the store to say where the agent is, before it asks every spoke.
 const STORE_LIMIT: Duration = Duration::from_millis(200);
 /// Agents whose place is loaded at start, besides those that have not ended.
@@ -100,7 +102,7 @@ impl Routing {
         until: CancellationToken,
         shutdown: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send), StoreError> {
-        let intents = Intents::new(node.audit().clone(), &mosaic_store::Limits::default());
+        let intents = Intents::new(node.clone(), &mosaic_store::Limits::default());
         intents.load(node.store().kill_intents().await?, Instant::now());
         let renewals = Renewals::default();
         let whereabouts = Whereabouts::default();
@@ -118,7 +120,13 @@ impl Routing {
                 }
                 whereabouts.remember(agent.agent_id, agent.connection_id);
                 if let Some(status) = observe::last_status(agent) {
-                    whereabouts.note_state(agent.agent_id, agent.connection_id, status.state);
+                    // Of what is dead by proof alone more is to be told yet.
+                    if status.state == ObservedState::Killed && status.ended_at.is_none() {
+                        whereabouts.note_death(agent.agent_id, agent.connection_id);
+                    } else {
+                        let (id, at) = (agent.agent_id, agent.connection_id);
+                        whereabouts.note_state(id, at, status.state);
+                    }
                     renewals.note(agent.connection_id, &status, Instant::now());
                 }
             }
@@ -201,23 +209,37 @@ impl Routing {
         payload: &(impl Serialize + Sync),
         timeout: Duration,
     ) -> Result<T, Failure> {
-        // A kill takes no share: whatever else is under way, it is sent.
-        let _place = if command_type.is_kill() {
-            None
-        } else {
-            let id = connection.connection_id;
-            self.kills_first(id).await.map_err(Failure::unsent)?;
-            let entered = self.inner.lanes.enter(connection.connection_id, Lane::Call);
-            Some(entered.map_err(Failure::unsent)?)
-        };
         let call = CommandCall {
             message_id: Some(message_id),
             command_type,
             payload,
             timeout,
+            issued_at: None,
+        };
+        self.send(connection, call).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        connection: &Connection,
+        call: CommandCall<'_, impl Serialize + Sync>,
+    ) -> Result<T, Failure> {
+        let command_type = call.command_type;
+        // A kill takes no share: whatever else is under way, it is sent. A renewal has one already.
+        let _place = if command_type.is_kill() {
+            None
+        } else {
+            let id = connection.connection_id;
+            let first = self.kills_first(id, command_type).await;
+            first.map_err(Failure::unsent)?;
+            let lane = Lane::of(command_type);
+            let entered = lane.map(|lane| self.inner.lanes.enter(id, lane));
+            entered.transpose().map_err(Failure::unsent)?
         };
         let answer = self.node().peers().command(connection, call).await;
-        if matches!(answer, Ok(_) | Err(PeerError::Refused(_))) {
+        // What a kill's answer settles is settled before the spoke counts as heard.
+        let is_heard = matches!(answer, Ok(_) | Err(PeerError::Refused(_)));
+        if is_heard && !command_type.is_kill() {
             self.heard(connection.connection_id);
         }
         Ok(answer?.data)
@@ -257,6 +279,39 @@ impl Routing {
             outcome: refusal.map_or_else(|| "ok".to_owned(), |refusal| refusal.code.to_string()),
             detail: serde_json::json!({ "connectionId": connection, "sent": false }),
         });
+    }
+
+    /// Where the agent is remembered, if this connection leads to the spoke that has it.
+    fn place_at(&self, connection: &Connection, agent: AgentId) -> Option<ConnectionId> {
+        let at = self.inner.whereabouts.get(agent)?;
+        let leads_there = at == connection.connection_id
+            || self
+                .node()
+                .connections()
+                .get(at)
+                .is_some_and(|at| at.peer == connection.peer);
+        leads_there.then_some(at)
+    }
+
+    /// Takes in the deaths that a spoke has proven, so that they are known when it cannot be asked any more. Only its own
+    /// agents' count.
+    fn note_deaths(&self, connection: &Connection, reports: &[KillReport]) {
+        let proven = |report: &KillReport| {
+            let proof = report.proof.clone()?;
+            let agent = report.agent_id;
+            let at = self.place_at(connection, agent)?;
+            let is_news = report.outcome == KillOutcome::Killed
+                && self.inner.whereabouts.note_death(agent, at);
+            is_news.then_some(Death {
+                agent,
+                connection: at,
+                proof,
+            })
+        };
+        let deaths: Vec<Death> = reports.iter().filter_map(proven).collect();
+        if !deaths.is_empty() {
+            self.inner.ledger.died(deaths, Timestamp::now());
+        }
     }
 
     /// Takes in a status that a spoke gave of an agent that is known to be there: if it has moved, it is what to show

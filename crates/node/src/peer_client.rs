@@ -73,8 +73,11 @@ pub struct CommandCall<'a, P: ?Sized> {
     pub command_type: CommandType,
     /// With what.
     pub payload: &'a P,
-    /// How long the answer may take. The command is good for as long, within 1 to 300 s.
+    /// How long the answer may take. The command is good for as long from when it is sent, within 1 to 300 s after it
+    /// was issued.
     pub timeout: Duration,
+    /// When it was issued, if that is before it is sent: a kill that was ordered meanwhile comes after it.
+    pub issued_at: Option<Timestamp>,
 }
 
 /// A peer's verified answer.
@@ -197,6 +200,7 @@ impl PeerClient {
             command_type: CommandType::AgentWatch,
             payload,
             timeout: STREAM_OPEN_TIMEOUT,
+            issued_at: None,
         };
         let share = self.inner.shares.of(&connection.peer);
         let place = share.stream().ok_or(PeerError::Busy)?;
@@ -316,14 +320,18 @@ impl PeerClient {
         connection: &Connection,
         call: &CommandCall<'_, P>,
     ) -> Result<SealedCommand, PeerError> {
-        let builder = CommandBuilder::new(&connection.peer, call.command_type)
-            .ttl_secs(call.timeout.as_secs().max(1));
+        let now = Timestamp::now();
+        // A clock that was set back meanwhile makes no command that is not valid yet.
+        let issued_at = call.issued_at.unwrap_or(now).min(now);
+        let good_for = now.since(issued_at) + call.timeout;
+        let ttl_secs = good_for.as_secs() + u64::from(good_for.subsec_nanos() > 0);
+        let builder = CommandBuilder::new(&connection.peer, call.command_type).ttl_secs(ttl_secs);
         let builder = match call.message_id {
             Some(message_id) => builder.message_id(message_id),
             None => builder,
         };
         builder
-            .seal(&self.inner.identity, call.payload, Timestamp::now())
+            .seal(&self.inner.identity, call.payload, issued_at)
             .map_err(PeerError::Seal)
     }
 

@@ -77,6 +77,7 @@ macro_rules! contract_suite {
                     a_sweep_forgets_old_days_only;
             hub: a_remote_agent_is_at_one_connection,
                     an_end_once_seen_stands,
+                    a_refused_remote_agent_is_over_until_more_is_seen,
                     remote_pages_are_newest_first,
                     a_full_table_forgets_ended_remote_agents_only,
                     the_newest_commands_are_kept,

@@ -222,6 +222,173 @@ async fn a30_a_kill_goes_to_whichever_face_the_node_has_and_asks_nothing_first()
     }
 }
 
+fn spawn_payload() -> SpawnPayload {
+    SpawnPayload {
+        agent_id: AgentId::generate(),
+        task_id: "t".parse().unwrap(),
+        agent_type: mosaic_types::command::AgentType::Worker,
+        runtime: None,
+        context: mosaic_types::command::SpawnContext {
+            repository: "file:///r".to_owned(),
+            branch: "main".to_owned(),
+            work_items: Vec::new(),
+            skills: None,
+            instructions: None,
+        },
+        options: None,
+        labels: std::collections::BTreeMap::new(),
+    }
+}
+
+// A4, A30: how long a stream may be silent says nothing of how long a spawn or a kill may take to be answered. The
+// clock is not the machine's: it goes on when nothing else does.
+#[tokio::test(start_paused = true)]
+async fn a4_a30_a_spawn_and_a_kill_have_their_own_time_to_be_answered() {
+    let payload = spawn_payload();
+    let agent_id = payload.agent_id;
+    let spawned = SpawnResponse {
+        agent_id,
+        connection_id: None,
+        message_id: None,
+        state: mosaic_types::agent::AgentState::Queued,
+        existing: false,
+    };
+    let killed = mosaic_types::command::KillReport {
+        agent_id,
+        outcome: mosaic_types::command::KillOutcome::AlreadyEnded,
+        proof: None,
+        detail: None,
+        status: None,
+    };
+    let spawn = async move || {
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        axum::Json(spawned)
+    };
+    let kill = async move || {
+        tokio::time::sleep(Duration::from_secs(65)).await;
+        axum::Json(killed)
+    };
+    let router = Router::new()
+        .route("/api/v1/agents/spawn", axum::routing::post(spawn))
+        .route("/api/v1/agents/{id}/kill", axum::routing::post(kill));
+    let client = stranger(router).await;
+    let spawned = client.spawn_here(&payload).await.unwrap();
+    assert_eq!(spawned.agent_id, agent_id);
+    let request = mosaic_types::api::KillRequest {
+        reason: None,
+        wait_for_cleanup: true,
+    };
+    client.kill(agent_id, &request).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_falls_silent_is_cut_and_resumed() {
+    use futures_util::StreamExt as _;
+    let agent = AgentId::generate();
+    let asked = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let events = async move || {
+        let before = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let said = sse(agent, 3 + before, "one");
+        let said = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(said)]);
+        axum::body::Body::from_stream(said.chain(futures_util::stream::pending()))
+    };
+    let path = "/api/v1/federation/agents/{id}/events";
+    let client = stranger(Router::new().route(path, get(events))).await;
+    let mut feed = EventFeed::open(client, agent, true).await.unwrap();
+    for output in 3..6 {
+        assert_eq!(feed.next().await.unwrap().unwrap().id.output, output);
+    }
+}
+
+// A4: only of what was not sent, or was refused for good, is it certain that nothing runs.
+#[tokio::test]
+async fn a4_an_answer_that_breaks_off_may_be_that_of_an_agent_that_runs() {
+    use tokio::io::AsyncReadExt as _;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let hangs_up = async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 1024]).await.unwrap() > 0);
+    };
+    let target = Target {
+        url,
+        token: "secret".to_owned(),
+        spoke: Some(true),
+    };
+    let client = Client::new(target).unwrap();
+    let payload = spawn_payload();
+    let (lost, ()) = tokio::join!(client.spawn_here(&payload), hangs_up);
+    assert!(lost.unwrap_err().outcome_unknown());
+    // The listener is gone: nobody hears of the second.
+    let unheard = client.spawn_here(&payload).await.unwrap_err();
+    assert!(!unheard.outcome_unknown(), "{unheard:?}");
+
+    let gateway = async || (axum::http::StatusCode::BAD_GATEWAY, "a proxy's own words");
+    let path = "/api/v1/agents/spawn";
+    let client = stranger(Router::new().route(path, axum::routing::post(gateway))).await;
+    assert!(
+        client
+            .spawn_here(&payload)
+            .await
+            .unwrap_err()
+            .outcome_unknown()
+    );
+}
+
+/// A spoke whose agent has ended, with its work home from the third question on.
+async fn harvester(state: &'static str) -> (Client, Arc<Mutex<Vec<String>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let status = serde_json::json!({
+        "agentId": AgentId::generate(), "taskId": "t", "agentType": "worker", "runtime": "shell",
+        "sandbox": "process", "state": state, "attempt": 1, "repository": "file:///r", "branch": "main",
+        "agentBranch": "b", "queuedAt": Timestamp::now(),
+        "progress": mosaic_types::agent::Progress::default(),
+        "usage": mosaic_types::agent::Usage::default(),
+    });
+    let result = serde_json::json!({ "status": status });
+    let seen = Arc::clone(&asked);
+    let work = async move |uri: axum::http::Uri| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(uri.query().unwrap_or_default().to_owned());
+        if seen.len() < 3 {
+            let refusal = mosaic_types::Refusal::new(ErrorCode::NotEnded, "not home");
+            return Err((
+                axum::http::StatusCode::CONFLICT,
+                axum::Json(Problem::from(refusal)),
+            ));
+        }
+        Ok(axum::Json(result))
+    };
+    let router = Router::new()
+        .route("/api/v1/federation/agents/{id}/result", get(work))
+        .route(
+            "/api/v1/federation/agents/{id}/status",
+            get(async move || {
+                let mut at = status;
+                at["connectionId"] = serde_json::json!(ConnectionId::generate());
+                at["spoke"] = serde_json::json!("spoke");
+                axum::Json(at)
+            }),
+        );
+    (stranger(router).await, asked)
+}
+
+// A22: work that is not home yet is not told as missing, and nothing but what was asked for is fetched to find out.
+#[tokio::test(start_paused = true)]
+async fn a22_an_ended_agents_work_is_asked_for_until_it_is_home() {
+    let (client, asked) = harvester("killed").await;
+    client.result(AgentId::generate()).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), ["", "", ""]);
+    let (client, asked) = harvester("killed").await;
+    client.patch(AgentId::generate()).await.unwrap();
+    assert_eq!(*asked.lock().unwrap(), ["format=patch"; 3]);
+
+    let (client, asked) = harvester("running").await;
+    let refused = client.result(AgentId::generate()).await.unwrap_err();
+    assert!(matches!(refused, CliError::Refused(problem) if problem.code == ErrorCode::NotEnded));
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
 fn trail(entries: u64) -> Vec<mosaic_types::audit::AuditEntry> {
     let hex = |hash: &[u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut previous = mosaic_store::audit::NO_HASH;

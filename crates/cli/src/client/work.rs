@@ -1,4 +1,4 @@
-//! An ended agent's work: waited for, fetched, put together.
+//! An ended agent's work: asked for until it is home, fetched, put together.
 
 use std::{io::Write, time::Duration};
 
@@ -8,8 +8,9 @@ use mosaic_types::{
     command::{AgentResult, PatchEncoding, PatchPart},
     work::Salvaged,
 };
-use reqwest::Method;
+use reqwest::{Method, Response};
 use tempfile::NamedTempFile;
+use tokio::time::Instant;
 
 use super::{Client, LONG};
 use crate::error::CliError;
@@ -24,19 +25,17 @@ const BUNDLE: Duration = Duration::from_secs(660);
 impl Client {
     /// An ended agent's work, with the whole patch.
     pub(crate) async fn result(&self, agent: AgentId) -> Result<AgentResult, CliError> {
+        let response = self.work(agent, "", LONG).await?;
+        let result = self.json(response).await?;
         if self.is_spoke().await {
-            return self.result_in_parts(agent).await;
+            return self.put_together(agent, result).await;
         }
-        let path = format!("/federation/agents/{agent}/result");
-        let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
-        self.json(response).await
+        Ok(result)
     }
 
     /// What the spoke's mirror holds of an ended agent.
     pub(crate) async fn salvaged(&self, agent: AgentId) -> Result<Salvaged, CliError> {
-        let prefix = self.prefix().await;
-        let path = format!("{prefix}/agents/{agent}/result?salvaged=true");
-        let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
+        let response = self.work(agent, "?salvaged=true", LONG).await?;
         let result: AgentResult = self.json(response).await?;
         result
             .salvaged
@@ -57,13 +56,10 @@ impl Client {
                 source,
             })
         };
-        let prefix = self.prefix().await;
         let mut length = 0;
         if !self.is_spoke().await {
-            let path = format!("{prefix}/agents/{agent}/result?format=bundle&salvaged={salvaged}");
-            let mut response = self
-                .send(Method::GET, &path, None, &[], Some(BUNDLE))
-                .await?;
+            let query = format!("?format=bundle&salvaged={salvaged}");
+            let mut response = self.work(agent, &query, BUNDLE).await?;
             while let Some(bytes) = response
                 .chunk()
                 .await
@@ -74,10 +70,9 @@ impl Client {
             }
             return Ok(length);
         }
-        let path = format!("{prefix}/agents/{agent}/result?form=bundle&salvaged={salvaged}");
         loop {
-            let path = format!("{path}&patchOffset={length}");
-            let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
+            let query = format!("?form=bundle&salvaged={salvaged}&patchOffset={length}");
+            let response = self.work(agent, &query, LONG).await?;
             let part = self
                 .json::<AgentResult>(response)
                 .await?
@@ -95,37 +90,45 @@ impl Client {
         }
     }
 
-    /// Waits while an agent that has ended has its work fetched from its tree, which comes after its death is told.
-    pub(crate) async fn work_is_home(&self, agent: AgentId) -> Result<(), CliError> {
-        let status = self.status(agent).await?;
-        if !status
-            .state
-            .known()
-            .is_some_and(|state| state.is_terminal())
-        {
-            // Whoever asks for its result learns that it has not ended.
-            return Ok(());
-        }
-        let deadline = tokio::time::Instant::now() + HARVEST;
+    /// Asks for an agent's work. It is fetched from the agent's tree after the death was told: as long as it is not
+    /// home, it is asked for again. That is no question of its own, for its answer would be all of a large work.
+    async fn work(
+        &self,
+        agent: AgentId,
+        query: &str,
+        timeout: Duration,
+    ) -> Result<Response, CliError> {
+        let path = format!("{}/agents/{agent}/result{query}", self.prefix().await);
+        let mut deadline = None;
         loop {
-            let path = format!("{}/agents/{agent}/result", self.prefix().await);
-            match self.send(Method::GET, &path, None, &[], Some(LONG)).await {
-                Err(CliError::Refused(problem))
-                    if problem.code == ErrorCode::NotEnded
-                        && tokio::time::Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(HARVEST_PAUSE).await;
-                }
-                Err(error) => return Err(error),
-                Ok(_) => return Ok(()),
+            let answer = self.send(Method::GET, &path, None, &[], Some(timeout));
+            let not_home = match answer.await {
+                Err(CliError::Refused(problem)) if problem.code == ErrorCode::NotEnded => problem,
+                answer => return answer,
+            };
+            // Whoever asks for the work of an agent that has not ended is told so.
+            if deadline.is_none() && self.has_ended(agent).await? {
+                deadline = Some(Instant::now() + HARVEST);
             }
+            if deadline.is_none_or(|deadline| Instant::now() >= deadline) {
+                return Err(CliError::Refused(not_home));
+            }
+            tokio::time::sleep(HARVEST_PAUSE).await;
         }
     }
 
-    /// A spoke gives the patch in parts; a hub puts them together.
-    async fn result_in_parts(&self, agent: AgentId) -> Result<AgentResult, CliError> {
+    async fn has_ended(&self, agent: AgentId) -> Result<bool, CliError> {
+        let state = self.status(agent).await?.state;
+        Ok(state.known().is_some_and(|state| state.is_terminal()))
+    }
+
+    /// A spoke gives the patch in parts, of which this is the first; a hub puts them together.
+    async fn put_together(
+        &self,
+        agent: AgentId,
+        mut whole: AgentResult,
+    ) -> Result<AgentResult, CliError> {
         let path = format!("/agents/{agent}/result");
-        let mut whole: AgentResult = self.get(&path).await?;
         let mut next = whole.patch.as_ref().and_then(|part| part.next_offset);
         let Some(mut bytes) = whole
             .patch
@@ -175,18 +178,19 @@ impl Client {
     /// An ended agent's patch.
     pub(crate) async fn patch(&self, agent: AgentId) -> Result<Vec<u8>, CliError> {
         if self.is_spoke().await {
-            let result = self.result_in_parts(agent).await?;
-            return result
-                .patch
-                .as_ref()
-                .map_or(Ok(Vec::new()), |part| self.decode(part));
+            return self.patch_of(&self.result(agent).await?);
         }
-        let path = format!("/federation/agents/{agent}/result?format=patch");
-        let response = self.send(Method::GET, &path, None, &[], Some(LONG)).await?;
+        let response = self.work(agent, "?format=patch", LONG).await?;
         let bytes = response
             .bytes()
             .await
             .map_err(|source| self.unreachable(source))?;
         Ok(bytes.to_vec())
+    }
+
+    /// The whole patch of a result; nothing if there is none.
+    pub(crate) fn patch_of(&self, result: &AgentResult) -> Result<Vec<u8>, CliError> {
+        let part = result.patch.as_ref();
+        part.map_or(Ok(Vec::new()), |part| self.decode(part))
     }
 }

@@ -155,8 +155,7 @@ impl Tour<'_> {
         if ended.state != ObservedState::Completed {
             return Err(failed(STEP, why_not(&ended)));
         }
-        within(STEP, self.hub().work_is_home(agent)).await?;
-        let result = self.hub().result(agent).await?;
+        let result = within(STEP, self.hub().result(agent)).await?;
         let bytes = result.patch.as_ref().map_or(0, |patch| patch.total_bytes);
         let holds =
             |patch: &mosaic_types::command::PatchPart| patch.content.contains(script::REPORT);
@@ -257,7 +256,7 @@ impl Tour<'_> {
             return Err(failed(STEP, "the hub answered as a spoke"));
         };
         if !self.voice.json {
-            render::killed_all(&report)?;
+            render::killed_all(&report, request.hold)?;
         }
         if !all.complete || all.killed != CROWD as u64 {
             return Err(failed(

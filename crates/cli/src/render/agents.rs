@@ -3,7 +3,8 @@
 use mosaic_types::{
     Timestamp,
     agent::AgentStatus,
-    command::{AgentResult, KillOutcome, KillReport, PatchEncoding},
+    api::SpokeKillAll,
+    command::{AgentResult, KillAllReport, KillOutcome, KillReport, PatchEncoding},
     event::{AgentEvent, EventKind, OutputStream},
     kill::{KillIntent, KillIntentState, KillTarget},
     work::{Pushed, Salvaged},
@@ -398,70 +399,81 @@ fn kill_line(report: &KillReport) -> String {
     format!("{} {outcome}{proof}{detail}", report.agent_id)
 }
 
-/// What a kill-all did.
-pub(crate) fn killed_all(report: &KilledAll) -> Result<(), CliError> {
-    match report {
+/// What a kill-all did, whose order has a hold if `hold`.
+pub(crate) fn killed_all(report: &KilledAll, hold: bool) -> Result<(), CliError> {
+    let all = match report {
         KilledAll::Spoke(report) => {
             for agent in &report.agents {
                 line(kill_line(agent))?;
             }
-            let held = if report.held { ", spawns are held" } else { "" };
-            line(format!(
-                "{} killed, {} not proven, in {}{held}",
-                report.killed,
-                report.unverified,
-                micros(report.elapsed_micros)
-            ))
+            return line(kill_all_line(report, hold));
         }
-        KilledAll::Hub(all) => {
-            for spoke in &all.spokes {
-                let name = styled(BOLD, clean(&spoke.name));
-                match (&spoke.report, &spoke.error) {
-                    (Some(report), _) => {
-                        let held = if report.held { ", spawns are held" } else { "" };
-                        line(format!(
-                            "{name}: {} killed, {} not proven, in {}{held}",
-                            report.killed,
-                            report.unverified,
-                            micros(report.elapsed_micros)
-                        ))?;
-                        for agent in &report.agents {
-                            line(format!("  {}", kill_line(agent)))?;
-                        }
-                    }
-                    (None, error) => {
-                        let why = error
-                            .as_ref()
-                            .map(|e| e.message.as_str())
-                            .unwrap_or_default();
-                        line(format!(
-                            "{name}: {}: {}",
-                            styled(BAD, "NO ANSWER"),
-                            clean(why)
-                        ))?;
-                    }
-                }
-            }
-            let verdict = if all.complete {
-                styled(GOOD, "complete")
-            } else {
-                styled(BAD, "INCOMPLETE")
-            };
-            if all.pending > 0 {
-                line(styled(
-                    WARN,
-                    format!("{} pending: see `mosaic kills`", all.pending),
-                ))?;
-            }
-            line(format!(
-                "{verdict}: {} killed, {} not proven, {} spokes not reached, in {}",
-                all.killed,
-                all.unverified,
-                all.unreachable,
-                micros(all.elapsed_micros)
-            ))
-        }
+        KilledAll::Hub(all) => all,
+    };
+    for spoke in &all.spokes {
+        killed_at(spoke, hold)?;
     }
+    if all.pending > 0 {
+        line(styled(
+            WARN,
+            format!("{} pending: see `mosaic kills`", all.pending),
+        ))?;
+    }
+    let verdict = if all.complete {
+        styled(GOOD, "complete")
+    } else {
+        styled(BAD, "INCOMPLETE")
+    };
+    line(format!(
+        "{verdict}: {} killed, {} not proven, {} spokes not reached, in {}",
+        all.killed,
+        all.unverified,
+        all.unreachable,
+        micros(all.elapsed_micros)
+    ))
+}
+
+/// What a kill-all did at one spoke, and what it left open there.
+fn killed_at(spoke: &SpokeKillAll, hold: bool) -> Result<(), CliError> {
+    let name = styled(BOLD, clean(&spoke.name));
+    let why = spoke.error.as_ref().map(|error| clean(&error.message));
+    if let Some(report) = &spoke.report {
+        line(format!("{name}: {}", kill_all_line(report, hold)))?;
+        for agent in &report.agents {
+            line(format!("  {}", kill_line(agent)))?;
+        }
+        if let Some(why) = why.as_ref().filter(|_| false) {
+            line(format!("  {}", styled(BAD, why)))?;
+        }
+    } else {
+        let why = why.as_deref().unwrap_or_default();
+        line(format!("{name}: {}: {why}", styled(BAD, "NO ANSWER")))?;
+    }
+    match spoke.pending.map(|kill| kill.to_string()) {
+        // The reason mostly says so itself.
+        Some(kill) if !why.is_some_and(|why| why.contains(&kill)) => {
+            line(styled(WARN, format!("  pending as {kill}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn kill_all_line(report: &KillAllReport, hold: bool) -> String {
+    let held = match (report.held, report.hold_durable) {
+        (true, Some(false)) => format!(
+            ", {}",
+            styled(BAD, "spawns are held ONLY UNTIL THE SPOKE RESTARTS")
+        ),
+        (true, _) => ", spawns are held".to_owned(),
+        (false, _) if hold => format!(", {}", styled(BAD, "spawns are NOT HELD")),
+        (false, _) => String::new(),
+    };
+    format!(
+        "{} killed, {} not proven, in {}{held}",
+        report.killed,
+        report.unverified,
+        micros(report.elapsed_micros)
+    )
 }
 
 /// The kills that a hub keeps.

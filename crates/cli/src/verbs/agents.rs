@@ -109,7 +109,7 @@ async fn kill_all(globals: &Globals, client: &Client, args: KillArgs) -> Result<
     if globals.json {
         render::json(&report)?;
     } else {
-        render::killed_all(&report)?;
+        render::killed_all(&report, request.hold)?;
     }
-    Ok(report.exit())
+    Ok(report.exit(request.hold))
 }

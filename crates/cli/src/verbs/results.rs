@@ -6,13 +6,15 @@ use std::{
     process::{Command, Stdio},
 };
 
+use mosaic_types::{AgentId, command::AgentResult};
+
 use super::{client, names};
 
 mod bundles;
 
 use crate::{
     args::{Globals, ResultArgs},
-    client::Prefer,
+    client::{Client, Prefer},
     error::{CliError, Exit},
     render,
 };
@@ -23,31 +25,20 @@ const SHOWN_LINES: usize = 60;
 pub(super) async fn result(globals: &Globals, args: ResultArgs) -> Result<Exit, CliError> {
     let client = client(globals, Prefer::Hub)?;
     let agent = names::agent(&client, &args.agent.agent).await?;
-    {
-        let _waiting = render::Waiting::for_what("waiting for the agent's work");
-        client.work_is_home(agent).await?;
-    }
     if args.fetch || args.bundle.is_some() {
         return bundles::take(globals, &client, agent, &args).await;
     }
-    if args.salvaged {
-        if !args.patch && !args.apply && args.output.is_none() {
-            let salvaged = client.salvaged(agent).await?;
-            if globals.json {
-                render::json(&salvaged)?;
-            } else {
-                render::salvaged(&salvaged)?;
-            }
-            return Ok(Exit::Ok);
+    if args.salvaged && !args.patch && !args.apply && args.output.is_none() {
+        let salvaged = awaited(client.salvaged(agent)).await?;
+        if globals.json {
+            render::json(&salvaged)?;
+        } else {
+            render::salvaged(&salvaged)?;
         }
-        // The patch of an agent that was killed leads up to what was salvaged; of another one it does not.
-        let work = client.status(agent).await?.work;
-        if !work.is_some_and(|work| work.git_ref.starts_with("refs/mosaic/salvage/")) {
-            return Err(CliError::NotSalvaged);
-        }
+        return Ok(Exit::Ok);
     }
     if args.patch && !globals.json {
-        let patch = client.patch(agent).await?;
+        let patch = patch(&client, agent, args.salvaged).await?;
         // What git takes is passed as it is; what a person sees must not act on the terminal.
         if args.raw || !std::io::stdout().is_terminal() {
             render::raw(&patch)?;
@@ -55,7 +46,7 @@ pub(super) async fn result(globals: &Globals, args: ResultArgs) -> Result<Exit, 
             render::shown(&patch)?;
         }
     } else if let Some(path) = args.output {
-        let patch = client.patch(agent).await?;
+        let patch = patch(&client, agent, args.salvaged).await?;
         std::fs::write(&path, &patch).map_err(|source| CliError::File {
             action: "write",
             path: path.clone(),
@@ -68,13 +59,13 @@ pub(super) async fn result(globals: &Globals, args: ResultArgs) -> Result<Exit, 
             render::note(format!("{} bytes written to {path}", patch.len()));
         }
     } else if args.apply {
-        let patch = client.patch(agent).await?;
+        let patch = patch(&client, agent, args.salvaged).await?;
         git_am(&patch, Path::new("."), globals.json)?;
         if globals.json {
             render::json(&serde_json::json!({ "applied": true, "bytes": patch.len() }))?;
         }
     } else {
-        let result = client.result(agent).await?;
+        let result = result_of(&client, agent, args.salvaged).await?;
         if globals.json {
             render::json(&result)?;
         } else {
@@ -83,6 +74,35 @@ pub(super) async fn result(globals: &Globals, args: ResultArgs) -> Result<Exit, 
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Shows that the agent's work is waited for, for as long as it is.
+async fn awaited<T>(asking: impl Future<Output = T>) -> T {
+    let _waiting = render::Waiting::for_what("waiting for the agent's work");
+    asking.await
+}
+
+/// An agent's result; with `salvaged` only of one whose patch leads up to what was salvaged, as that of an agent that was
+/// killed does.
+async fn result_of(
+    client: &Client,
+    agent: AgentId,
+    salvaged: bool,
+) -> Result<AgentResult, CliError> {
+    let result = awaited(client.result(agent)).await?;
+    let work = result.status.work.as_ref();
+    if salvaged && !work.is_some_and(|work| work.git_ref.starts_with("refs/mosaic/salvage/")) {
+        return Err(CliError::NotSalvaged);
+    }
+    Ok(result)
+}
+
+/// The patch alone, of the same.
+async fn patch(client: &Client, agent: AgentId, salvaged: bool) -> Result<Vec<u8>, CliError> {
+    if salvaged {
+        return client.patch_of(&result_of(client, agent, salvaged).await?);
+    }
+    awaited(client.patch(agent)).await
 }
 
 /// Has git put the commits on top of the branch that is checked out in `dir`. With `quiet` standard output stays ours.

@@ -5,7 +5,9 @@ use std::{io::Read, path::Path};
 use mosaic_hub::api::SpawnRequest;
 use mosaic_types::{
     AgentId,
+    api::SpawnResponse,
     command::{SpawnContext, SpawnOptions, SpawnPayload},
+    connection::Connection,
 };
 
 use super::{client, logs, names};
@@ -20,7 +22,8 @@ pub(super) async fn spawn(globals: &Globals, args: SpawnArgs) -> Result<Exit, Cl
     let client = client(globals, Prefer::Hub)?;
     let (follow, connection) = (args.follow, args.connection.clone());
     let payload = payload(args)?;
-    let response = send(&client, connection.as_deref(), payload).await?;
+    let place = place(&client, connection.as_deref()).await?;
+    let response = send(&client, place, payload).await?;
     if globals.json {
         render::json(&response)?;
     } else if follow {
@@ -40,16 +43,45 @@ pub(super) async fn spawn(globals: &Globals, args: SpawnArgs) -> Result<Exit, Cl
     logs::show(globals, client, response.agent_id, true, false).await
 }
 
+/// The spoke behind the hub that is to run it; none if the node itself is.
+async fn place(client: &Client, connection: Option<&str>) -> Result<Option<Connection>, CliError> {
+    if connection.is_none() && client.spawns_here().await {
+        return Ok(None);
+    }
+    names::spoke(client, connection).await.map(Some)
+}
+
+/// Asks for the agent. Whoever does not learn what became of it learns its id, so that to ask again is still one agent.
 async fn send(
     client: &Client,
-    connection: Option<&str>,
+    place: Option<Connection>,
     payload: SpawnPayload,
-) -> Result<mosaic_types::api::SpawnResponse, CliError> {
-    if connection.is_none() && client.spawns_here().await {
-        let _waiting = Waiting::for_what("waiting for the node to accept the agent");
+) -> Result<SpawnResponse, CliError> {
+    let agent = payload.agent_id;
+    ask(client, place, payload).await.map_err(|error| {
+        if !error.outcome_unknown() {
+            return error;
+        }
+        let source = Box::new(error);
+        CliError::MayRun { agent, source }
+    })
+}
+
+async fn ask(
+    client: &Client,
+    place: Option<Connection>,
+    payload: SpawnPayload,
+) -> Result<SpawnResponse, CliError> {
+    // With its id, for whoever does not wait for the end of this.
+    let waiting = |name: &str| {
+        let agent = payload.agent_id;
+        Waiting::for_what(format!("agent {agent}: waiting for {name} to accept it"))
+    };
+    let Some(spoke) = place else {
+        let _waiting = waiting("the node");
         return client.spawn_here(&payload).await;
-    }
-    let spoke = names::spoke(client, connection).await?;
+    };
+    let _waiting = waiting(&spoke.name);
     let request = SpawnRequest {
         connection_id: spoke.connection_id,
         agent_id: Some(payload.agent_id),
@@ -60,7 +92,6 @@ async fn send(
         options: payload.options,
         labels: payload.labels,
     };
-    let _waiting = Waiting::for_what(format!("waiting for {} to accept the agent", spoke.name));
     client.spawn(&request).await
 }
 

@@ -1,6 +1,8 @@
 //! Whole systems, and the real programs they start.
 
 #[cfg(test)]
+mod answers;
+#[cfg(test)]
 mod audit;
 #[cfg(test)]
 mod bad_input;

@@ -213,7 +213,10 @@ pub(super) async fn result(
         ];
         return Ok((head, axum::body::Body::from_stream(bundle.bytes)).into_response());
     }
-    let work = routing.work(agent, params.salvaged).await?;
+    if format == ResultFormat::Json && params.salvaged {
+        return Ok(Json(routing.salvaged(agent).await?).into_response());
+    }
+    let work = routing.work(agent).await?;
     if format == ResultFormat::Json {
         return Ok(Json(work.into_result()).into_response());
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, future, stream, stream::BoxStream};
 use mosaic_types::{
-    AgentId, ErrorCode, Refusal,
+    AgentId, ErrorCode, MessageId, Refusal,
     command::{AgentResult, CommandType, ResultPayload},
     work::ResultForm,
 };
@@ -12,13 +12,15 @@ use tokio::{sync::mpsc, time::Instant};
 use tracing::warn;
 
 use super::{
-    Lane, Routing,
+    ASK_LIMIT, Lane, Routing,
     parts::{Parts, misfit},
     require_about, require_active,
 };
 
 /// Largest bundle that is passed on, in bytes.
 const MAX_BUNDLE_BYTES: u64 = 1024 * 1024 * 1024;
+/// How long the first part may take: a spoke makes the bundle before it, for 120 s at most.
+const MAKING_LIMIT: Duration = Duration::from_secs(125);
 /// How long a whole bundle may take, whatever the spoke and the client do.
 const BUNDLE_LIMIT: Duration = Duration::from_secs(600);
 
@@ -53,8 +55,14 @@ impl Routing {
                 form: Some(ResultForm::Bundle),
                 salvaged,
             };
+            let limit = if parts.offset().is_none() {
+                MAKING_LIMIT
+            } else {
+                ASK_LIMIT
+            };
+            let (id, kind) = (MessageId::generate(), CommandType::AgentResult);
             let answer: AgentResult = routing
-                .ask(&connection, CommandType::AgentResult, &payload)
+                .call(&connection, id, kind, &payload, limit)
                 .await
                 .map_err(Refusal::from)?;
             require_about(agent, answer.status.agent_id)?;

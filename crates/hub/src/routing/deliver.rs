@@ -7,7 +7,7 @@ use mosaic_types::{
     audit::Actor,
     command::{CommandType, KillAllPayload, KillAllReport, KillOutcome, KillPayload, KillReport},
     connection::Connection,
-    kill::{KillIntent, KillTarget},
+    kill::{KillIntent, KillIntentState, KillTarget},
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ASK_LIMIT, Failure, KILL_LIMIT, Routing,
     due::keep_up,
-    intents::{Delivered, Delivery, NewKill},
-    kill::{require_killable, usable},
+    intents::{Delivered, Delivery, NewKill, UnderWay},
+    kill::usable,
     proof::{insist_on_proof, recount, without_hold},
     require_about,
 };
@@ -35,24 +35,11 @@ pub(super) struct Tried<T> {
     kept: Option<Result<KillIntentId, Refusal>>,
 }
 
-impl Tried<KillReport> {
-    /// One that was sent elsewhere, and came to this.
-    pub(super) fn in_vain(delivery: &Delivery) -> Self {
-        let refusal = match delivery {
-            Delivery::Open { refusal, .. } => refusal.clone(),
-            Delivery::Proven(_) => unproven(None),
-        };
-        Self {
-            answer: Err(Failure {
-                refusal: Refusal {
-                    code: ErrorCode::PeerUnreachable,
-                    ..refusal
-                },
-                signed: false,
-                silent: false,
-            }),
-            kept: None,
-        }
+impl<T> Tried<T> {
+    /// Whether nothing is left of it: it is proven, or refused for good.
+    pub(super) fn is_over(&self, delivery: &Delivery) -> bool {
+        let refused = self.answer.as_ref().is_err_and(Failure::is_final_of_a_kill);
+        refused || matches!(delivery, Delivery::Proven(_))
     }
 }
 
@@ -111,15 +98,14 @@ impl Routing {
         // Whatever happens in between, the spoke's turn ends.
         let _turn = Turn { routing: self, id };
         let intents = &self.inner.intents;
-        let connection = self.connection(id).and_then(|connection| {
-            require_killable(&connection)?;
-            Ok(usable(&connection))
-        });
+        let way = self
+            .connection(id)
+            .and_then(|connection| self.way_to(&connection));
         for intent in intents.for_spoke(id) {
-            let delivery = match &connection {
-                Ok(connection) => {
+            let delivery = match &way {
+                Ok(way) => {
                     intents.sent(intent.intent_id, Timestamp::now());
-                    self.deliver_one(connection, &intent).await
+                    self.deliver_one(&usable(way), &intent).await
                 }
                 Err(refusal) => Delivery::Open {
                     refusal: refusal.clone(),
@@ -150,6 +136,9 @@ impl Routing {
                 let answer = answer.await.and_then(|told: KillReport| {
                     require_about(*agent_id, told.agent_id).map(|()| insist_on_proof(told))
                 });
+                if let Ok(report) = &answer {
+                    self.note_deaths(connection, std::slice::from_ref(report));
+                }
                 of_kill(&answer)
             }
             KillTarget::All { task_id, label } => {
@@ -162,29 +151,43 @@ impl Routing {
                 };
                 let kind = CommandType::AgentKillAll;
                 let answer = self.call(connection, message_id, kind, &payload, KILL_LIMIT);
-                of_kill_all(&answer.await.map(recount), intent.hold)
+                let answer = answer.await.map(recount);
+                if let Ok(report) = &answer {
+                    self.note_deaths(connection, &report.agents);
+                }
+                of_kill_all(&answer, intent.hold)
             }
         }
     }
 
     /// Lets what is pending for a spoke go first. Whoever comes with another command waits for it, and is turned away if
-    /// it does not come to the spoke.
-    pub(super) async fn kills_first(&self, connection: ConnectionId) -> Result<(), Refusal> {
+    /// it does not come to the spoke. A spawn waits for what is under way for the first time, too: a kill-all that was
+    /// lost and comes late would take it.
+    pub(super) async fn kills_first(
+        &self,
+        connection: ConnectionId,
+        command_type: CommandType,
+    ) -> Result<(), Refusal> {
         let intents = &self.inner.intents;
+        let under_way = match command_type {
+            CommandType::AgentSpawn => UnderWay::Counts,
+            _ => UnderWay::Passes,
+        };
         let mut changed = intents.changed.subscribe();
-        let Some(before) = intents.press(connection, Instant::now()) else {
+        let Some(round) = intents.press(connection, under_way, Instant::now()) else {
             return Ok(());
         };
         let over = changed.wait_for(|_| {
-            !intents.is_undelivered(connection) || intents.rounds(connection) != Some(before)
+            !intents.is_undelivered(connection, under_way)
+                || intents.rounds(connection).is_none_or(|over| over >= round)
         });
         let _ = tokio::time::timeout(ASK_LIMIT, over).await;
-        if !intents.is_undelivered(connection) {
+        if !intents.is_undelivered(connection, under_way) {
             return Ok(());
         }
         Err(Refusal::new(
             ErrorCode::PeerUnreachable,
-            "a kill is pending for this spoke and goes first, and the spoke was not heard",
+            "a kill is pending for this spoke and goes first, and the spoke has not answered it",
         ))
     }
 
@@ -218,22 +221,24 @@ impl Routing {
     ) -> Option<Result<KillIntentId, Refusal>> {
         let intents = &self.inner.intents;
         let (of, now) = (Delivered::from(order), Timestamp::now());
-        let is_proven = matches!(delivery, Delivery::Proven(_));
-        if is_proven
-            || tried
-                .answer
-                .as_ref()
-                .is_err_and(Failure::is_final_of_a_kill)
-        {
+        let answer = tried.answer.as_ref();
+        let heard = answer.is_ok() || answer.is_err_and(|failure| failure.signed);
+        if tried.is_over(delivery) {
             if let Some(Ok(id)) = tried.kept {
                 intents.answered(id, of, delivery, now);
-                let refused_first = intents.get(id).is_some_and(|kept| kept.attempts == 1);
-                if !is_proven && refused_first {
-                    intents.cancel(id, Actor::System, now);
+                if !matches!(delivery, Delivery::Proven(_)) {
+                    intents.withdraw(id, now);
                 }
                 intents.release(id, Instant::now());
             }
+            // After that: this one is not to be sent again.
+            if heard {
+                self.heard(order.connection);
+            }
             return None;
+        }
+        if heard {
+            self.heard(order.connection);
         }
         let kept = match &tried.kept {
             Some(kept) => kept.clone(),
@@ -252,6 +257,15 @@ impl Routing {
         Some(kept)
     }
 
+    /// Takes back what was kept of an order that another spoke has proven.
+    pub(super) fn not_needed<T>(&self, tried: &Tried<T>) {
+        let intents = &self.inner.intents;
+        if let Some(Ok(id)) = tried.kept {
+            intents.withdraw(id, Timestamp::now());
+            intents.release(id, Instant::now());
+        }
+    }
+
     /// What is to be told of a kill that is kept, or could not be.
     pub(super) async fn word_of(&self, kept: &Result<KillIntentId, Refusal>) -> String {
         let id = match kept {
@@ -259,6 +273,13 @@ impl Routing {
             Err(refusal) => return format!("it is NOT kept for later: {}", refusal.message),
         };
         let intents = &self.inner.intents;
+        if let Some(settled) = intents.get(id).filter(|_| !intents.is_pending(id)) {
+            let how = match settled.state {
+                KillIntentState::Cancelled => "taken back",
+                KillIntentState::Pending | KillIntentState::Proven => "proven",
+            };
+            return format!("the kill was kept as {id} and has been {how} meanwhile");
+        }
         let mut changed = intents.changed.subscribe();
         let is_on_disk = |_: &u64| intents.get(id).is_none_or(|intent| intent.durable);
         let on_disk = tokio::time::timeout(WORD_WITHIN, changed.wait_for(is_on_disk)).await;

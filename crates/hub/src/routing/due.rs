@@ -7,6 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Does what `due` names, and asks it again at the time that it gives, when `wake` is notified, and when a piece is done.
 /// What is under way at shutdown is broken off.
+///
+/// `due` bounds what is under way: it names no piece that has to wait for another to end, nor gives the time of such
+/// a one, because it is asked again at that end.
 pub(super) async fn keep_up<W>(
     what: &'static str,
     wake: &Notify,

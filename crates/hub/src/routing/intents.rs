@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Memory is first and the store behind it, so that keeping a kill waits for nothing. One order about the same is one
-//! kill, however often it is given. No locks are held over an await.
+//! kill, however often it is given. A spoke is whoever is at the other end: what is kept for it stays kept for it when the
+//! connection by which it was ordered has ended and another leads there. No locks are held over an await.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
@@ -15,9 +16,9 @@ use std::{
     time::Instant,
 };
 
-use mosaic_node::AuditLog;
+use mosaic_node::Node;
 use mosaic_types::{
-    AgentId, ConnectionId, ErrorCode, KillIntentId, Refusal, TaskId, Timestamp,
+    AgentId, ConnectionId, ErrorCode, InstanceId, KillIntentId, Refusal, TaskId, Timestamp,
     audit::{Actor, AuditEvent},
     command::MAX_REASON_CHARS,
     kill::{KillIntent, KillIntentState, KillTarget},
@@ -26,6 +27,7 @@ use serde_json::json;
 use tokio::sync::{Notify, watch};
 
 use turns::Pace;
+pub(super) use turns::UnderWay;
 
 mod turns;
 
@@ -96,11 +98,19 @@ pub(super) struct Known<'a> {
     pub(super) asked_at: Timestamp,
 }
 
+/// Who is at the other end of a connection: the same for every connection to one peer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Spoke {
+    Peer(InstanceId),
+    /// Of a connection that is not on record.
+    Unknown(ConnectionId),
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Intents {
     state: Mutex<State>,
-    audit: AuditLog,
+    node: Node,
     max_pending: usize,
     max_settled: usize,
     /// Something may be due.
@@ -116,23 +126,35 @@ struct State {
     pending: BTreeMap<KillIntentId, Kept>,
     /// Oldest first.
     settled: VecDeque<KillIntent>,
-    paces: HashMap<ConnectionId, Pace>,
+    paces: HashMap<Spoke, Pace>,
     unsaved: BTreeSet<KillIntentId>,
 }
 
 #[derive(Debug)]
 struct Kept {
     intent: KillIntent,
-    /// The order itself is still under way; the delivery leaves it alone.
+    spoke: Spoke,
+    /// The order itself is still under way, and only that.
     direct: bool,
+    /// It is delivered although the order itself is still under way: the spoke was heard meanwhile, or is to be sent
+    /// what the order goes before.
+    again: bool,
+    /// How many orders it is.
+    orders: u32,
+}
+
+impl Kept {
+    fn is_deliverable(&self) -> bool {
+        !self.direct || self.again
+    }
 }
 
 impl Intents {
-    pub(super) fn new(audit: AuditLog, limits: &mosaic_store::Limits) -> Self {
+    pub(super) fn new(node: Node, limits: &mosaic_store::Limits) -> Self {
         let bound = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
         Self {
             state: Mutex::default(),
-            audit,
+            node,
             max_pending: bound(limits.max_pending_kills),
             max_settled: bound(limits.max_settled_kills),
             wake: Notify::new(),
@@ -144,6 +166,13 @@ impl Intents {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every critical section leaves the state whole, so a panic elsewhere spoils nothing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spoke(&self, connection: ConnectionId) -> Spoke {
+        match self.node.connections().get(connection) {
+            Some(connection) => Spoke::Peer(connection.peer.clone()),
+            None => Spoke::Unknown(connection),
+        }
     }
 
     fn touch(&self) {
@@ -158,13 +187,15 @@ impl Intents {
             // One that an older version kept may be too long to be sent.
             intent.reason = intent.reason.map(cut_reason);
             if intent.state == KillIntentState::Pending {
-                state
-                    .paces
-                    .entry(intent.connection_id)
-                    .or_insert(Pace::due(now));
+                let spoke = self.spoke(intent.connection_id);
+                let pace = state.paces.entry(spoke.clone());
+                pace.or_insert(Pace::due(now));
                 let kept = Kept {
                     intent,
+                    spoke,
                     direct: false,
+                    again: false,
+                    orders: 1,
                 };
                 state.pending.insert(kept.intent.intent_id, kept);
             } else {
@@ -173,8 +204,8 @@ impl Intents {
         }
     }
 
-    /// Keeps an order. One about the same that is pending takes it in. While it is `direct`, it is not delivered: it is
-    /// on its way.
+    /// Keeps an order. One about the same that is pending takes it in. While it is `direct` it is on its way, and only
+    /// delivered when the spoke is heard meanwhile.
     ///
     /// # Errors
     /// `overloaded` if as many as may be are pending; then it is not kept.
@@ -184,10 +215,12 @@ impl Intents {
         direct: bool,
         now: Instant,
     ) -> Result<KillIntentId, Refusal> {
+        let spoke = self.spoke(order.connection);
         let mut state = self.lock();
-        let same = state.pending.values_mut().find(|kept| {
-            kept.intent.connection_id == order.connection && kept.intent.target == order.target
-        });
+        let same = state
+            .pending
+            .values_mut()
+            .find(|kept| kept.spoke == spoke && kept.intent.target == order.target);
         let id = if let Some(kept) = same {
             // The later order takes whom the earlier took, and those since.
             kept.intent.ordered_at = kept.intent.ordered_at.max(order.ordered_at);
@@ -196,7 +229,8 @@ impl Intents {
             kept.intent.delivered_at = None;
             // What is on disk is the order before, as well.
             kept.intent.durable = false;
-            kept.direct |= direct;
+            // One that is delivered already goes on being delivered, whatever becomes of the order itself.
+            kept.orders = kept.orders.saturating_add(1);
             kept.intent.intent_id
         } else {
             if state.pending.len() >= self.max_pending {
@@ -222,13 +256,17 @@ impl Intents {
                 durable: false,
             };
             let id = intent.intent_id;
-            state.pending.insert(id, Kept { intent, direct });
+            let kept = Kept {
+                intent,
+                spoke: spoke.clone(),
+                direct,
+                again: false,
+                orders: 1,
+            };
+            state.pending.insert(id, kept);
             id
         };
-        state
-            .paces
-            .entry(order.connection)
-            .or_insert(Pace::due(now));
+        state.paces.entry(spoke).or_insert(Pace::due(now));
         state.unsaved.insert(id);
         let told = state.pending.get(&id).map(|kept| kept.intent.clone());
         drop(state);
@@ -308,8 +346,8 @@ impl Intents {
             return;
         };
         kept.direct = false;
-        let connection = kept.intent.connection_id;
-        if let Some(pace) = state.paces.get_mut(&connection).filter(|pace| !pace.busy) {
+        let spoke = kept.spoke.clone();
+        if let Some(pace) = state.paces.get_mut(&spoke).filter(|pace| !pace.busy) {
             pace.over(now, true);
         }
         drop(state);
@@ -329,6 +367,14 @@ impl Intents {
         Some(intent)
     }
 
+    /// It was refused for good, or another spoke has proven it: taken back, unless it is an order besides that one.
+    pub(super) fn withdraw(&self, id: KillIntentId, at: Timestamp) {
+        let kept = self.lock().pending.get(&id).map(|kept| kept.orders);
+        if kept == Some(1) {
+            self.cancel(id, Actor::System, at);
+        }
+    }
+
     fn settle(
         &self,
         state: &mut State,
@@ -336,7 +382,9 @@ impl Intents {
         as_what: KillIntentState,
         at: Timestamp,
     ) -> Option<KillIntent> {
-        let mut intent = state.pending.remove(&id)?.intent;
+        let Kept {
+            mut intent, spoke, ..
+        } = state.pending.remove(&id)?;
         intent.state = as_what;
         intent.settled_at = Some(at);
         if as_what == KillIntentState::Proven {
@@ -346,15 +394,15 @@ impl Intents {
         while state.settled.len() > self.max_settled {
             state.settled.pop_front();
         }
-        let connection = intent.connection_id;
-        let more = state
-            .pending
-            .values()
-            .any(|kept| kept.intent.connection_id == connection);
-        if !more {
-            state.paces.remove(&connection);
+        if !state.pending.values().any(|kept| kept.spoke == spoke) {
+            state.paces.remove(&spoke);
         }
         Some(intent)
+    }
+
+    /// Whether it is neither proven nor taken back.
+    pub(super) fn is_pending(&self, id: KillIntentId) -> bool {
+        self.lock().pending.contains_key(&id)
     }
 
     /// One of them, pending or settled.
@@ -375,20 +423,23 @@ impl Intents {
 
     /// Whether a pending kill takes the agent.
     pub(super) fn covers(&self, known: Known<'_>) -> bool {
-        self.lock().pending.values().any(|kept| {
-            let intent = &kept.intent;
-            intent.connection_id == known.connection
-                && match &intent.target {
-                    KillTarget::Agent { agent_id } => *agent_id == known.agent,
-                    KillTarget::All { task_id, label } => {
-                        known.asked_at <= intent.ordered_at
-                            && task_id.as_ref().is_none_or(|task| task == known.task)
-                            && label
-                                .as_ref()
-                                .is_none_or(|label| label.is_among(known.labels))
-                    }
-                }
-        })
+        let selects = |intent: &KillIntent| match &intent.target {
+            KillTarget::Agent { agent_id } => *agent_id == known.agent,
+            KillTarget::All { task_id, label } => {
+                known.asked_at <= intent.ordered_at
+                    && task_id.as_ref().is_none_or(|task| task == known.task)
+                    && label
+                        .as_ref()
+                        .is_none_or(|label| label.is_among(known.labels))
+            }
+        };
+        let is_there = |kept: &Kept| {
+            kept.intent.connection_id == known.connection
+                || kept.spoke == self.spoke(known.connection)
+        };
+        let state = self.lock();
+        let mut pending = state.pending.values();
+        pending.any(|kept| selects(&kept.intent) && is_there(kept))
     }
 
     // ---- on record ----
@@ -445,7 +496,7 @@ impl Intents {
             KillTarget::Agent { agent_id } => agent_id.to_string(),
             KillTarget::All { .. } => intent.connection_id.to_string(),
         };
-        self.audit.record_later(AuditEvent {
+        self.node.audit().record_later(AuditEvent {
             at,
             actor,
             action: format!("kill-intent.{what}"),

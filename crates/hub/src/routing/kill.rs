@@ -5,19 +5,20 @@ use std::{sync::Arc, time::Instant};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use mosaic_node::Operator;
 use mosaic_types::{
-    AgentId, Refusal, Timestamp,
+    AgentId, ConnectionId, KillIntentId, Refusal, Timestamp,
     api::{FederationKillAll, KillAllRequest, KillRequest, SpokeKillAll},
     command::{CommandType, KillAllPayload, KillAllReport, KillPayload, KillReport},
     connection::{Connection, ConnectionState},
     kill::KillTarget,
 };
+use tokio::task::JoinHandle;
 
 use super::{
     Failure, KILL_ALL_LIMIT, KILL_AND_CLEANUP_LIMIT, KILL_LIMIT, Routing, STORE_LIMIT, Sending,
     carry_through,
     deliver::{Tried, of_kill, of_kill_all},
     intents::{Delivery, NewKill, cut_reason},
-    proof::{Heard, insist_on_proof, recount, summarise, without_hold},
+    proof::{Heard, insist_on_proof, recount, summarise, with_word, without_hold},
     require_about, unknown_agent,
 };
 
@@ -63,12 +64,15 @@ impl Routing {
         };
         match self.locate_for_kill(agent).await {
             Some(connection) => {
-                if let Err(refusal) = require_killable(&connection) {
-                    let (kind, id) = (CommandType::AgentKill, connection.connection_id);
-                    self.audit_unsent(operator, kind, Some(agent), Some(id), Some(&refusal));
-                    return Err(refusal);
+                let id = connection.connection_id;
+                match self.way_to(&connection) {
+                    Ok(way) => self.kill_or_keep(operator, &way, id, &payload).await,
+                    Err(refusal) => {
+                        let kind = CommandType::AgentKill;
+                        self.audit_unsent(operator, kind, Some(agent), Some(id), Some(&refusal));
+                        Err(refusal)
+                    }
                 }
-                self.kill_or_keep(operator, &connection, &payload).await
             }
             None => self.kill_anywhere(operator, &payload).await,
         }
@@ -88,15 +92,17 @@ impl Routing {
         }
     }
 
-    /// Kills at a spoke. What it does not prove is kept, and the answer says so.
+    /// Kills an agent that came by the connection `at`, at the spoke that `way` leads to. What it does not prove is kept,
+    /// and the answer says so.
     async fn kill_or_keep(
         &self,
         operator: &Operator,
-        connection: &Connection,
+        way: &Connection,
+        at: ConnectionId,
         payload: &KillPayload,
     ) -> Result<KillReport, Refusal> {
-        let order = new_kill(operator, connection, payload);
-        let sending = self.kill_at(operator, connection, payload);
+        let order = new_kill(operator, at, payload);
+        let sending = self.kill_at(operator, way, payload);
         let tried = self.try_kill(&order, sending).await;
         let kept = self.conclude(&order, &tried, &of_kill(&tried.answer));
         let Some(kept) = kept else {
@@ -104,11 +110,7 @@ impl Routing {
         };
         let word = self.word_of(&kept).await;
         match tried.answer {
-            Ok(mut report) => {
-                let detail = report.detail.take().map(|told| format!("{told}; "));
-                report.detail = Some(detail.unwrap_or_default() + &word);
-                Ok(report)
-            }
+            Ok(report) => Ok(with_word(report, &word)),
             Err(failure) => Err(not_proven(failure.refusal, kept.err(), &word)),
         }
     }
@@ -147,15 +149,17 @@ impl Routing {
             });
         self.record_later(operator, sending, answer.as_ref().err());
         let mut report = insist_on_proof(answer?);
+        self.note_deaths(connection, std::slice::from_ref(&report));
         if let Some(status) = report.status.take() {
-            report.status = Some(Box::new(self.take_in(id, *status)));
+            let at = self.place_at(connection, payload.agent_id).unwrap_or(id);
+            report.status = Some(Box::new(self.take_in(at, *status)));
         }
         Ok(report)
     }
 
     /// Nobody here knows where the agent is: every spoke is asked to kill it, and the one that has it answers.
     /// Only a proven death is taken at once. Anything else waits until all were heard, because the agent may live
-    /// at the one that is silent.
+    /// at the one that is silent; what is asked of that one is kept meanwhile.
     async fn kill_anywhere(
         &self,
         operator: &Operator,
@@ -169,8 +173,14 @@ impl Routing {
                 let payload = payload.clone();
                 // Tasks of their own: one spoke's answer must not take back the order to the others.
                 tokio::spawn(async move {
-                    let answer = routing.kill_at(&operator, &spoke, &payload).await;
-                    (spoke, answer)
+                    let order = new_kill(&operator, spoke.connection_id, &payload);
+                    let sending = routing.kill_at(&operator, &spoke, &payload);
+                    let tried = routing.try_kill(&order, sending).await;
+                    Asked {
+                        spoke,
+                        order,
+                        tried,
+                    }
                 })
             })
             .collect();
@@ -183,43 +193,65 @@ impl Routing {
         let mut heard = Heard::default();
         let mut open = Vec::new();
         while let Some(joined) = asked.next().await {
-            let proven = match joined {
-                Ok((spoke, answer)) => {
-                    let delivery = of_kill(&answer);
-                    let refused = answer.as_ref().is_err_and(Failure::is_final_of_a_kill);
-                    if !refused && !matches!(delivery, Delivery::Proven(_)) {
-                        open.push((new_kill(operator, &spoke, payload), delivery));
-                    }
-                    heard.take(spoke.name.clone(), answer)
-                }
-                Err(error) => {
-                    tracing::error!(%error, "a kill was not carried through");
-                    heard
-                        .silent
-                        .push("a spoke whose kill failed here".to_owned());
-                    None
-                }
+            let Ok(one) = joined.inspect_err(|error| {
+                tracing::error!(%error, "a kill was not carried through");
+            }) else {
+                let it = "a spoke whose kill failed here";
+                heard.silent.push(it.to_owned());
+                continue;
             };
+            let proven = heard.take(&one.spoke.name, &one.tried.answer);
+            if one.tried.is_over(&of_kill(&one.tried.answer)) {
+                self.conclude_of(&one);
+            } else {
+                open.push(one);
+            }
             if let Some(report) = proven {
+                self.not_needed_of(open, asked);
                 return Ok(report);
             }
         }
         // It may live at one that did not prove it: each of them is asked again.
-        let mut kept = Vec::new();
-        for (order, delivery) in open {
-            let tried = Tried::in_vain(&delivery);
-            kept.extend(self.conclude(&order, &tried, &delivery));
+        let kept: Vec<_> = open
+            .iter()
+            .filter_map(|one| self.conclude_of(one))
+            .collect();
+        let words = kept.iter().map(|kept| self.word_of(kept));
+        let words = futures_util::future::join_all(words).await.join("; ");
+        let not_kept = kept.into_iter().find_map(Result::err);
+        match heard.verdict() {
+            verdict if words.is_empty() => verdict,
+            Ok(report) => Ok(with_word(report, &words)),
+            Err(refusal) => Err(not_proven(refusal, not_kept, &words)),
         }
-        let verdict = heard.verdict();
-        let Some(last) = kept.pop() else {
-            return verdict;
-        };
-        let word = self.word_of(&last).await;
-        verdict.map_err(|refusal| not_proven(refusal, last.err(), &word))
+    }
+
+    fn conclude_of(&self, one: &Asked) -> Option<Result<KillIntentId, Refusal>> {
+        self.conclude(&one.order, &one.tried, &of_kill(&one.tried.answer))
+    }
+
+    /// One spoke has proven the death: of what was asked of the others nothing is left. Those that have not answered yet
+    /// are waited for behind the answer.
+    fn not_needed_of(&self, open: Vec<Asked>, mut asked: FuturesUnordered<JoinHandle<Asked>>) {
+        for one in open {
+            self.not_needed(&one.tried);
+        }
+        let routing = self.clone();
+        tokio::spawn(async move {
+            while let Some(joined) = asked.next().await {
+                match joined {
+                    Ok(one) if one.tried.is_over(&of_kill(&one.tried.answer)) => {
+                        routing.conclude_of(&one);
+                    }
+                    Ok(one) => routing.not_needed(&one.tried),
+                    Err(error) => tracing::error!(%error, "a kill was not carried through"),
+                }
+            }
+        });
     }
 
     /// Kills all agents in scope at all spokes at once. It always answers: `complete` says whether every spoke
-    /// proved every death, and a spoke that gave no verifiable answer in 5 s is named.
+    /// proved every death, and a spoke that gave no verifiable answer in 7 s is named.
     ///
     /// # Errors
     /// `unknown-connection` or `connection-not-active` if the request names a connection that is not there or has
@@ -300,7 +332,11 @@ impl Routing {
         let spoke = usable(connection);
         let kind = CommandType::AgentKillAll;
         let calling = self.call::<KillAllReport>(&spoke, message_id, kind, payload, KILL_ALL_LIMIT);
-        let calling = async { calling.await.map(recount) };
+        let calling = async {
+            let report = recount(calling.await?);
+            self.note_deaths(connection, &report.agents);
+            Ok(report)
+        };
         let tried = self.try_kill(&order, calling).await;
         self.record_later(operator, sending, tried.answer.as_ref().err());
         let delivery = of_kill_all(&tried.answer, payload.hold);
@@ -328,8 +364,21 @@ impl Routing {
             name: connection.name.clone(),
             report,
             error,
-            pending: kept.and_then(Result::ok),
+            pending: kept
+                .and_then(Result::ok)
+                .filter(|id| self.inner.intents.is_pending(*id)),
         }
+    }
+
+    /// By which connection the agents that came by this one are killed: by itself; or, once it has ended, by the one that
+    /// leads to the same spoke now, because a kill reaches what the same peer has left behind.
+    pub(super) fn way_to(&self, connection: &Arc<Connection>) -> Result<Arc<Connection>, Refusal> {
+        let Err(refusal) = require_killable(connection) else {
+            return Ok(Arc::clone(connection));
+        };
+        let now = self.node().connections().by_peer(&connection.peer);
+        now.filter(|now| KILLABLE.contains(&now.state))
+            .ok_or(refusal)
     }
 
     fn record_later(&self, operator: &Operator, sending: Sending, failure: Option<&Failure>) {
@@ -339,6 +388,13 @@ impl Routing {
     }
 }
 
+/// A kill that was sent to a spoke which may have the agent.
+struct Asked {
+    spoke: Arc<Connection>,
+    order: NewKill,
+    tried: Tried<KillReport>,
+}
+
 pub(super) fn require_killable(connection: &Connection) -> Result<(), Refusal> {
     if KILLABLE.contains(&connection.state) {
         return Ok(());
@@ -346,9 +402,9 @@ pub(super) fn require_killable(connection: &Connection) -> Result<(), Refusal> {
     super::require_active(connection)
 }
 
-fn new_kill(operator: &Operator, connection: &Connection, payload: &KillPayload) -> NewKill {
+fn new_kill(operator: &Operator, connection: ConnectionId, payload: &KillPayload) -> NewKill {
     NewKill {
-        connection: connection.connection_id,
+        connection,
         target: KillTarget::Agent {
             agent_id: payload.agent_id,
         },
@@ -365,5 +421,21 @@ fn not_proven(refusal: Refusal, not_kept: Option<Refusal>, word: &str) -> Refusa
     match not_kept {
         Some(why) => Refusal::new(why.code, message),
         None => Refusal { message, ..refusal },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    // A30: of one agent in a hundred that cannot be proven dead a spoke tells after so long, with the proofs of the others.
+    #[test]
+    fn a30_a_spoke_has_time_to_say_what_it_could_not_prove() {
+        let (proof, store) = (Duration::from_secs(5), Duration::from_secs(2));
+        let on_the_way = Duration::from_secs(1);
+        assert!(KILL_ALL_LIMIT > proof + on_the_way);
+        assert!(KILL_LIMIT > proof + store + on_the_way);
     }
 }

@@ -1,6 +1,6 @@
 //! How much of a spoke this hub may take up at once.
 //!
-//! A spoke takes so many connections from one address and no more. Watchers and calls have shares of their own that
+//! A spoke takes so many connections from one address and no more. Watchers, calls and renewals have shares of their own that
 //! together stay well below that, so that a kill, which has no share and never waits for one, always finds room.
 
 use std::{
@@ -8,13 +8,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use mosaic_types::{ConnectionId, ErrorCode, Refusal};
+use mosaic_types::{ConnectionId, ErrorCode, Refusal, command::CommandType};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Event streams open at once to one spoke.
 pub(super) const STREAMS: usize = 64;
 /// Calls that do not kill, under way at once to one spoke.
 pub(super) const CALLS: usize = 48;
+/// Renewals of leases under way at once to one spoke: their own, because agents die that are not renewed in time.
+pub(super) const RENEWALS: usize = 8;
 /// Patches fetched at once from one spoke: fewer than all spokes together have, so that a slow one has not all.
 pub(super) const FETCHES: usize = 2;
 
@@ -23,7 +25,16 @@ pub(super) const FETCHES: usize = 2;
 pub(super) enum Lane {
     Stream,
     Call,
+    Renewal,
     Fetch,
+}
+
+impl Lane {
+    /// What a command takes when it is sent. A kill takes nothing, and a renewal is given its place when it falls due.
+    pub(super) fn of(command_type: CommandType) -> Option<Self> {
+        let has_its_own = command_type.is_kill() || command_type == CommandType::AgentRenew;
+        (!has_its_own).then_some(Self::Call)
+    }
 }
 
 /// The shares of one spoke.
@@ -31,6 +42,7 @@ pub(super) enum Lane {
 struct Shares {
     streams: Arc<Semaphore>,
     calls: Arc<Semaphore>,
+    renewals: Arc<Semaphore>,
     fetches: Arc<Semaphore>,
 }
 
@@ -46,11 +58,13 @@ impl Lanes {
         let shares = spokes.entry(spoke).or_insert_with(|| Shares {
             streams: Arc::new(Semaphore::new(STREAMS)),
             calls: Arc::new(Semaphore::new(CALLS)),
+            renewals: Arc::new(Semaphore::new(RENEWALS)),
             fetches: Arc::new(Semaphore::new(FETCHES)),
         });
         Arc::clone(match lane {
             Lane::Stream => &shares.streams,
             Lane::Call => &shares.calls,
+            Lane::Renewal => &shares.renewals,
             Lane::Fetch => &shares.fetches,
         })
     }
@@ -68,6 +82,7 @@ impl Lanes {
             let what = match lane {
                 Lane::Stream => "event streams are open to",
                 Lane::Call => "requests are under way to",
+                Lane::Renewal => "renewals are under way to",
                 Lane::Fetch => "results are being fetched from",
             };
             Refusal::new(
@@ -87,8 +102,21 @@ mod tests {
     fn a30_the_shares_leave_most_of_a_spokes_connections_to_kills() {
         let limits = mosaic_node::HttpLimits::default();
         assert!(STREAMS * 4 <= limits.max_connections_per_address);
-        assert!(STREAMS + 2 * CALLS < limits.max_connections_per_address);
+        assert!(STREAMS + 2 * (CALLS + RENEWALS) < limits.max_connections_per_address);
         assert!(STREAMS <= limits.max_streams_per_peer);
+    }
+
+    // A37: whatever else is asked of a spoke at once, its agents are kept alive.
+    #[test]
+    fn a37_a_renewal_finds_room_whatever_else_is_under_way() {
+        let (lanes, spoke) = (Lanes::default(), ConnectionId::generate());
+        let lane = Lane::of(CommandType::AgentStatus).unwrap();
+        let _calls: Vec<_> = (0..CALLS)
+            .map(|_| lanes.enter(spoke, lane).unwrap())
+            .collect();
+        assert!(lanes.enter(spoke, lane).is_err());
+        assert_eq!(Lane::of(CommandType::AgentRenew), None);
+        assert!(lanes.enter(spoke, Lane::Renewal).is_ok());
     }
 
     #[test]

@@ -1,13 +1,28 @@
 //! Records what was asked of spokes and what they said, behind the caller's back: no answer waits for it.
 
 use mosaic_node::Node;
-use mosaic_types::{AgentId, Timestamp, agent::AgentStatus, api::CommandRecord};
+use mosaic_types::{
+    AgentId, ConnectionId, Timestamp,
+    agent::{AgentStatus, DeathProof, ObservedState},
+    api::CommandRecord,
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+
+use super::observe::last_status;
 
 /// Most records that wait for the store. What is above is dropped with a warning; the audit trail has its own,
 /// durable, queue.
 const QUEUE: usize = 4096;
+
+/// A death that was proven by the answer to a kill.
+#[derive(Debug)]
+pub(super) struct Death {
+    pub(super) agent: AgentId,
+    /// The connection that it is remembered at.
+    pub(super) connection: ConnectionId,
+    pub(super) proof: DeathProof,
+}
 
 /// Something to write down.
 #[derive(Debug)]
@@ -15,6 +30,10 @@ enum Record {
     Command(Box<CommandRecord>),
     Seen {
         status: Box<AgentStatus>,
+        at: Timestamp,
+    },
+    Died {
+        deaths: Vec<Death>,
         at: Timestamp,
     },
 }
@@ -48,6 +67,11 @@ impl Ledger {
         });
     }
 
+    /// Keeps that agents are proven dead, until a status says more of it.
+    pub(super) fn died(&self, deaths: Vec<Death>, at: Timestamp) {
+        self.put(Record::Died { deaths, at });
+    }
+
     fn put(&self, record: Record) {
         if let Err(refused) = self.queue.try_send(record) {
             tracing::warn!(%refused, "a record was dropped: the store is too slow");
@@ -73,8 +97,38 @@ async fn write(node: Node, mut records: mpsc::Receiver<Record>, shutdown: Cancel
             Some(Record::Seen { status, at }) => {
                 observe(&node, status.agent_id, &status, at).await;
             }
+            Some(Record::Died { deaths, at }) => {
+                for death in deaths {
+                    bury(&node, death, at).await;
+                }
+            }
             None => return,
         }
+    }
+}
+
+/// Keeps a death with what was last seen of the agent. An end that is on record says more.
+async fn bury(node: &Node, death: Death, at: Timestamp) {
+    let Death {
+        agent,
+        connection,
+        proof,
+    } = death;
+    let remote = match node.store().remote_agent(agent).await {
+        Ok(remote) => remote,
+        Err(error) => {
+            tracing::warn!(error = %crate::app::report(&error), %agent, "a death is not recorded");
+            return;
+        }
+    };
+    let alive = remote.filter(|remote| !remote.terminal && remote.connection_id == connection);
+    if let Some(status) = alive.as_ref().and_then(last_status) {
+        let status = AgentStatus {
+            state: ObservedState::Killed,
+            death: Some(proof),
+            ..status
+        };
+        observe(node, agent, &status, at).await;
     }
 }
 

@@ -42,6 +42,13 @@ pub(super) fn without_hold(report: &KillAllReport, asked: bool) -> Option<&'stat
     }
 }
 
+/// The report with more to say.
+pub(super) fn with_word(mut report: KillReport, word: &str) -> KillReport {
+    let told = report.detail.take().map(|told| format!("{told}; "));
+    report.detail = Some(told.unwrap_or_default() + word);
+    report
+}
+
 /// What was heard of spokes of which none has proven the agent's death.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
@@ -56,18 +63,18 @@ impl Heard {
     /// Takes an answer in, or hands it back if it proves the death.
     pub(super) fn take(
         &mut self,
-        name: String,
-        answer: Result<KillReport, Failure>,
+        name: &str,
+        answer: &Result<KillReport, Failure>,
     ) -> Option<KillReport> {
         match answer {
             Ok(report) => match report.outcome {
-                KillOutcome::Killed => return Some(report),
-                KillOutcome::AlreadyEnded => self.ended = Some(report),
-                KillOutcome::Unverified => self.unverified = Some(report),
+                KillOutcome::Killed => return Some(report.clone()),
+                KillOutcome::AlreadyEnded => self.ended = Some(report.clone()),
+                KillOutcome::Unverified => self.unverified = Some(report.clone()),
             },
-            Err(failure) if !failure.is_final() => self.silent.push(name),
+            Err(failure) if !failure.is_final() => self.silent.push(name.to_owned()),
             Err(failure) if failure.refusal.code == ErrorCode::UnknownAgent => {}
-            Err(failure) => self.refused = Some(failure.refusal),
+            Err(failure) => self.refused = Some(failure.refusal.clone()),
         }
         None
     }
@@ -75,12 +82,12 @@ impl Heard {
     /// The worst that may be true. That it had ended counts only if nobody else might have it.
     pub(super) fn verdict(self) -> Result<KillReport, Refusal> {
         let not_heard = format!("not heard: {}", self.silent.join(", "));
-        if let Some(mut report) = self.unverified {
-            if !self.silent.is_empty() {
-                let detail = report.detail.take().map(|told| format!("{told}; "));
-                report.detail = Some(detail.unwrap_or_default() + &not_heard);
-            }
-            return Ok(report);
+        if let Some(report) = self.unverified {
+            return Ok(if self.silent.is_empty() {
+                report
+            } else {
+                with_word(report, &not_heard)
+            });
         }
         if !self.silent.is_empty() {
             return Err(Refusal::field(

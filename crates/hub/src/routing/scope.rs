@@ -22,7 +22,8 @@ const SCOPE_PAGE: u32 = 500;
 
 impl Routing {
     /// Whom a kill-all asks, and who cannot be asked although agents that were not seen to end are there: nobody is
-    /// left out silently.
+    /// left out silently. A connection that has ended cannot be asked, but its spoke can if another leads there, and then
+    /// it is: what came by the one before is taken as well.
     #[expect(clippy::type_complexity, reason = "two lists of the same")]
     pub(super) fn reach(
         &self,
@@ -39,10 +40,13 @@ impl Routing {
         }
         let unended = self.inner.whereabouts.unended();
         let mut connections = self.node().connections().list();
+        let is_asked = |connection: &Connection| {
+            connection.role == NodeRole::Orchestrator && KILLABLE.contains(&connection.state)
+        };
         connections.retain(|connection| {
-            let is_spoke = connection.role == NodeRole::Orchestrator;
-            unended.contains(&connection.connection_id)
-                || is_spoke && KILLABLE.contains(&connection.state)
+            is_asked(connection)
+                || unended.contains(&connection.connection_id)
+                    && !self.way_to(connection).is_ok_and(|way| is_asked(&way))
         });
         Ok(connections
             .into_iter()

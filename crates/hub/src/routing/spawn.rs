@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mosaic_node::Operator;
+use mosaic_node::{CommandCall, Operator};
 use mosaic_store::{RemoteAgent, StoreError};
 use mosaic_types::{
     AgentId, ConnectionId, ErrorCode, Refusal, RuntimeName, Timestamp,
@@ -14,7 +14,7 @@ use mosaic_types::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Failure, Routing, SPAWN_LIMIT, Sending, carry_through, observe::last_state, require_about,
+    Failure, Routing, SPAWN_LIMIT, Sending, carry_through, observe::last_status, require_about,
     require_active, store_refusal, unknown_agent,
 };
 
@@ -81,25 +81,28 @@ impl Routing {
             .await
             .map_err(store_refusal)?;
 
-        let answer: Result<SpawnAccepted, Failure> = self
-            .call(
-                &connection,
-                message_id,
-                CommandType::AgentSpawn,
-                &payload,
-                SPAWN_LIMIT,
-            )
-            .await
-            .and_then(|accepted: SpawnAccepted| {
-                require_about(payload.agent_id, accepted.agent_id).map(|()| accepted)
-            });
+        // Issued when it was asked for: a kill that is ordered while this waits here comes after it.
+        let call = CommandCall {
+            message_id: Some(message_id),
+            command_type: CommandType::AgentSpawn,
+            payload: &payload,
+            timeout: SPAWN_LIMIT,
+            issued_at: Some(now),
+        };
+        let answer: Result<SpawnAccepted, Failure> =
+            self.send(&connection, call)
+                .await
+                .and_then(|accepted: SpawnAccepted| {
+                    require_about(payload.agent_id, accepted.agent_id).map(|()| accepted)
+                });
         let answered_at = Timestamp::now();
         let (record, audit) = sending.outcome(operator, answer.as_ref().err(), answered_at);
         self.inner.ledger.command(record);
         self.node().audit().record(audit).await;
         match answer {
             Ok(accepted) => {
-                self.follow_lease(id, &payload, accepted.lease_secs, accepted.state, now);
+                let lease = accepted.lease_secs;
+                self.follow_lease(&connection, &payload, lease, accepted.state, now);
                 Ok(SpawnResponse {
                     agent_id: accepted.agent_id,
                     connection_id: Some(id),
@@ -111,17 +114,15 @@ impl Routing {
             Err(failure) => {
                 if !failure.is_final() {
                     // It may run: then it is to live until somebody knows.
-                    let asked = payload
-                        .options
-                        .as_ref()
-                        .and_then(|options| options.lease_secs);
-                    self.follow_lease(id, &payload, asked, ObservedState::Unknown, now);
+                    let lease = intended_lease(&payload, &connection);
+                    let state = ObservedState::Unknown;
+                    self.follow_lease(&connection, &payload, lease, state, now);
                 }
                 let none_started = failure.is_final() && may_say_that_none_started(&kept, now);
                 let refusal = failure.refusal;
                 // A conflict says that an agent of this id is there, so it does not say that none started.
                 if none_started && refusal.code != ErrorCode::Conflict {
-                    let mut status = intended_status(&payload, now)?;
+                    let mut status = intended_status(&payload, &connection, now)?;
                     status.state = AgentState::Failed.into();
                     status.reason = Some(EndReason::SpawnFailed);
                     status.detail = Some(format!("refused by the spoke: {refusal}"));
@@ -132,26 +133,28 @@ impl Routing {
         }
     }
 
-    /// Keeps the agent alive from now on, if it lives by a lease; on record too, if it was imposed.
+    /// Keeps the agent alive from now on, if it lives by a lease; on record too, if it is another than was to be
+    /// expected.
     fn follow_lease(
         &self,
-        connection: ConnectionId,
+        connection: &Connection,
         payload: &SpawnPayload,
         lease_secs: Option<u64>,
         state: impl Into<ObservedState>,
         now: Timestamp,
     ) {
-        let Ok(mut status) = intended_status(payload, now) else {
+        let Ok(mut status) = intended_status(payload, connection, now) else {
             return;
         };
-        let is_imposed = lease_secs != status.lease_secs;
+        let is_news = lease_secs != status.lease_secs;
         status.lease_secs = lease_secs;
         status.state = state.into();
+        let id = connection.connection_id;
         self.inner
             .renewals
-            .note(connection, &status, std::time::Instant::now());
-        if is_imposed {
-            self.take_in(connection, status);
+            .note(id, &status, std::time::Instant::now());
+        if is_news {
+            self.take_in(id, status);
         }
     }
 
@@ -184,10 +187,12 @@ impl Routing {
             ));
         }
         let digest = request_digest(payload)?;
-        let kept = self.remember(operator, id, payload, &digest, now).await?;
+        let kept = self
+            .remember(operator, &connection, payload, &digest, now)
+            .await?;
         if was_refused(&kept) {
             // It is asked for again, so from now on it may run.
-            let status = intended_status(payload, now)?;
+            let status = intended_status(payload, &connection, now)?;
             let json = serde_json::to_string(&status).map_err(internal)?;
             let agent = payload.agent_id;
             let store = self.node().store();
@@ -205,13 +210,15 @@ impl Routing {
     async fn remember(
         &self,
         operator: &Operator,
-        connection: ConnectionId,
+        connection: &Connection,
         payload: &SpawnPayload,
         digest: &str,
         now: Timestamp,
     ) -> Result<RemoteAgent, Refusal> {
         let agent_id = payload.agent_id;
-        let status = serde_json::to_string(&intended_status(payload, now)?).map_err(internal)?;
+        let status = intended_status(payload, connection, now)?;
+        let status = serde_json::to_string(&status).map_err(internal)?;
+        let connection = connection.connection_id;
         let remote = RemoteAgent {
             agent_id,
             connection_id: connection,
@@ -241,7 +248,7 @@ impl Routing {
         Ok(kept)
     }
 
-    /// Notes a refused spawn as failed, but not as ended: the same spawn may be accepted later.
+    /// Notes a refused spawn as one that never began: the same spawn may be accepted later.
     async fn note_refused_spawn(
         &self,
         connection: ConnectionId,
@@ -256,7 +263,7 @@ impl Routing {
         };
         let store = self.node().store();
         if let Err(error) = store
-            .observe_remote_agent(status.agent_id, json, false, at)
+            .observe_remote_agent(status.agent_id, json, true, at)
             .await
         {
             tracing::warn!(error = %crate::app::report(&error), "a refused spawn is not noted");
@@ -271,13 +278,27 @@ fn may_say_that_none_started(kept: &RemoteAgent, now: Timestamp) -> bool {
     first || was_refused(kept)
 }
 
-/// Whether the attempt before was refused, which is kept as failed and not ended.
+/// Whether the attempt before was refused, which is kept as failed before its first attempt. One that its spoke tells of
+/// has a time at which it ended.
 fn was_refused(kept: &RemoteAgent) -> bool {
-    !kept.terminal && last_state(kept) == Some(ObservedState::Failed)
+    last_status(kept).is_some_and(|status| {
+        status.state == ObservedState::Failed && status.attempt == 0 && status.ended_at.is_none()
+    })
+}
+
+/// The lease that an agent lives by before its spoke has said so: the one asked for, else the one that the spoke's grant
+/// imposes.
+fn intended_lease(payload: &SpawnPayload, connection: &Connection) -> Option<u64> {
+    let asked = payload.options.as_ref().and_then(|asked| asked.lease_secs);
+    asked.or(connection.received.caps.max_lease_secs)
 }
 
 /// What is known of an agent before its spoke has said anything: what it was asked to be.
-fn intended_status(payload: &SpawnPayload, now: Timestamp) -> Result<AgentStatus, Refusal> {
+fn intended_status(
+    payload: &SpawnPayload,
+    connection: &Connection,
+    now: Timestamp,
+) -> Result<AgentStatus, Refusal> {
     let runtime = match &payload.runtime {
         Some(runtime) => runtime.clone(),
         None => DEFAULT_RUNTIME.parse::<RuntimeName>().map_err(internal)?,
@@ -310,10 +331,7 @@ fn intended_status(payload: &SpawnPayload, now: Timestamp) -> Result<AgentStatus
         cleanup: Vec::new(),
         budget: None,
         labels: payload.labels.clone(),
-        lease_secs: payload
-            .options
-            .as_ref()
-            .and_then(|options| options.lease_secs),
+        lease_secs: intended_lease(payload, connection),
     })
 }
 

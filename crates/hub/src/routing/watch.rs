@@ -45,6 +45,8 @@ struct Watch {
     /// Whether the stream at hand has given anything.
     fruitful: bool,
     pause: Pause,
+    /// Whether the agent's end was told. Word of its clean-up may follow.
+    ended: bool,
     over: bool,
     _place: OwnedSemaphorePermit,
 }
@@ -69,8 +71,8 @@ impl Pause {
 }
 
 impl Routing {
-    /// Opens an agent's events after `after`, or all of them. With `follow` the stream goes on until the agent's
-    /// end and survives cuts; without, it ends when what is there was told.
+    /// Opens an agent's events after `after`, or all of them. With `follow` the stream goes on until the last event of
+    /// the agent, which is that of its clean-up, and survives cuts; without, it ends when what is there was told.
     ///
     /// # Errors
     /// `unknown-agent`, `connection-not-active`, `peer-unreachable`, or the spoke's refusal.
@@ -101,6 +103,7 @@ impl Routing {
             ready: VecDeque::new(),
             fruitful: false,
             pause: Pause(FIRST_PAUSE),
+            ended: false,
             over: false,
             _place: place,
         };
@@ -119,13 +122,19 @@ impl Watch {
             after: self.after,
             no_follow: !self.follow,
         };
-        self.source = Some(
-            self.routing
-                .node()
-                .peers()
-                .watch(&self.connection, &payload)
-                .await?,
-        );
+        let routing = &self.routing;
+        let id = self.connection.connection_id;
+        let first = routing.kills_first(id, CommandType::AgentWatch).await;
+        first.map_err(Failure::unsent)?;
+        let opened = routing
+            .node()
+            .peers()
+            .watch(&self.connection, &payload)
+            .await;
+        if matches!(opened, Ok(_) | Err(PeerError::Refused(_))) {
+            routing.heard(id);
+        }
+        self.source = Some(opened?);
         self.fruitful = false;
         Ok(())
     }
@@ -195,7 +204,7 @@ impl Watch {
             if let EventKind::Status { status } = &event.kind
                 && is_ended(status)
             {
-                self.over = true;
+                self.ended = true;
             }
             self.ready.push_back(event);
         }
@@ -212,13 +221,13 @@ impl Watch {
         event
     }
 
-    /// A spoke ends a stream when the agent has ended, or when it shuts down itself: ask which.
+    /// A spoke ends a stream when all was told, and one of an older version when it shuts down itself as well: ask which.
     async fn after_end(&mut self) -> Next {
         let opened = self.source.take().is_some();
         if let Err(refusal) = self.still_active() {
             return Next::Broken(refusal);
         }
-        if !self.follow {
+        if !self.follow || self.ended {
             return Next::End;
         }
         if opened && !self.fruitful {

@@ -16,6 +16,22 @@ struct Sighting {
     connection: ConnectionId,
     /// The last state that went to the store, so that a state is written once and not at every look.
     state: Option<ObservedState>,
+    /// Its death was proven by the answer to a kill, and no status has told of it yet.
+    proven: bool,
+}
+
+impl Sighting {
+    fn at(connection: ConnectionId) -> Self {
+        Self {
+            connection,
+            state: None,
+            proven: false,
+        }
+    }
+}
+
+fn has_ended(state: ObservedState) -> bool {
+    state.known().is_some_and(|state| state.is_terminal())
 }
 
 /// A bounded map from agents to connections. When it is full the agent with the oldest id goes: ids are
@@ -58,15 +74,9 @@ impl Whereabouts {
     /// Remembers that the agent is there.
     pub fn remember(&self, agent: AgentId, connection: ConnectionId) {
         let mut sightings = self.lock();
-        let known = sightings.entry(agent).or_insert(Sighting {
-            connection,
-            state: None,
-        });
+        let known = sightings.entry(agent).or_insert(Sighting::at(connection));
         if known.connection != connection {
-            *known = Sighting {
-                connection,
-                state: None,
-            };
+            *known = Sighting::at(connection);
         }
         while sightings.len() > self.capacity {
             sightings.pop_first();
@@ -82,16 +92,17 @@ impl Whereabouts {
     /// The connections at which agents are remembered that were not seen to end.
     #[must_use]
     pub fn unended(&self) -> BTreeSet<ConnectionId> {
-        let ended = |state: ObservedState| state.known().is_some_and(|state| state.is_terminal());
         self.lock()
             .values()
-            .filter(|sighting| !sighting.state.is_some_and(ended))
+            .filter(|sighting| !sighting.state.is_some_and(has_ended))
             .map(|sighting| sighting.connection)
             .collect()
     }
 
     /// Notes the state of an agent that is remembered at that connection. Answers whether the state differs from the
-    /// last one noted. Of any other agent nothing is noted: a spoke must not draw another's agents to itself.
+    /// last one noted, or is the first that tells of a death that was proven before: until then the spoke may still say
+    /// that it kills, which is no news. Of any other agent nothing is noted: a spoke must not draw another's agents to
+    /// itself.
     pub fn note_state(
         &self,
         agent: AgentId,
@@ -101,7 +112,24 @@ impl Whereabouts {
         self.lock()
             .get_mut(&agent)
             .filter(|sighting| sighting.connection == connection)
-            .is_some_and(|sighting| sighting.state.replace(state) != Some(state))
+            .filter(|sighting| !sighting.proven || has_ended(state))
+            .is_some_and(|sighting| {
+                let was_proven = std::mem::take(&mut sighting.proven);
+                sighting.state.replace(state) != Some(state) || was_proven
+            })
+    }
+
+    /// Notes that the death of an agent that is remembered at that connection was proven. Answers whether that is news.
+    pub fn note_death(&self, agent: AgentId, connection: ConnectionId) -> bool {
+        self.lock()
+            .get_mut(&agent)
+            .filter(|sighting| sighting.connection == connection)
+            .filter(|sighting| !sighting.state.is_some_and(has_ended))
+            .is_some_and(|sighting| {
+                sighting.state = Some(ObservedState::Killed);
+                sighting.proven = true;
+                true
+            })
     }
 }
 
@@ -142,6 +170,25 @@ mod tests {
         assert!(whereabouts.note_state(agent, connection, ObservedState::Running));
         assert!(!whereabouts.note_state(agent, connection, ObservedState::Running));
         assert!(whereabouts.note_state(agent, connection, ObservedState::Killed));
+    }
+
+    // A8: what was proven stands, whatever the spoke still says of it, and its status is written once it is there.
+    #[test]
+    fn a8_a_death_that_was_proven_is_no_more_in_doubt() {
+        let whereabouts = Whereabouts::default();
+        let (agent, here, there) = (
+            AgentId::generate(),
+            ConnectionId::generate(),
+            ConnectionId::generate(),
+        );
+        whereabouts.remember(agent, here);
+        assert!(!whereabouts.note_death(agent, there));
+        assert!(whereabouts.note_death(agent, here));
+        assert!(!whereabouts.note_death(agent, here), "it is known");
+        assert!(!whereabouts.note_state(agent, here, ObservedState::Killing));
+        assert!(whereabouts.unended().is_empty());
+        assert!(whereabouts.note_state(agent, here, ObservedState::Killed));
+        assert!(!whereabouts.note_state(agent, here, ObservedState::Killed));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Fetching an ended agent's work: the patch comes in parts and is put together here.
+//! Fetching an ended agent's work: the patch comes in parts and is put together here. What was salvaged is told by itself.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use mosaic_types::{
@@ -51,12 +51,38 @@ impl Work {
 }
 
 impl Routing {
-    /// An ended agent's work, with the list of what was salvaged if that is wanted.
+    /// An ended agent and what was salvaged of it, without its patch.
+    ///
+    /// # Errors
+    /// `unknown-agent`, `not-ended`, `connection-not-active`, `peer-unreachable`, the spoke's refusal.
+    pub async fn salvaged(&self, agent: AgentId) -> Result<AgentResult, Refusal> {
+        let connection = self.locate(agent).await?;
+        require_active(&connection)?;
+        let payload = ResultPayload {
+            agent_id: agent,
+            patch_offset: None,
+            form: None,
+            salvaged: true,
+        };
+        let answer: AgentResult = self
+            .ask(&connection, CommandType::AgentResult, &payload)
+            .await
+            .map_err(Refusal::from)?;
+        require_about(agent, answer.status.agent_id)?;
+        Ok(AgentResult {
+            status: self.take_in(connection.connection_id, answer.status),
+            patch: None,
+            bundle: None,
+            salvaged: answer.salvaged,
+        })
+    }
+
+    /// An ended agent's work.
     ///
     /// # Errors
     /// `unknown-agent`, `not-ended`, `connection-not-active`, `peer-unreachable` (also if the parts do not fit
     /// together), `body-too-large` if the patch is above [`MAX_PATCH_BYTES`], `overloaded`, the spoke's refusal.
-    pub async fn work(&self, agent: AgentId, salvaged: bool) -> Result<Work, Refusal> {
+    pub async fn work(&self, agent: AgentId) -> Result<Work, Refusal> {
         let connection = self.locate(agent).await?;
         require_active(&connection)?;
         let _permit = self.inner.assemblies.try_acquire().map_err(|_| {
@@ -67,7 +93,7 @@ impl Routing {
         })?;
         let id = connection.connection_id;
         let _place = self.inner.lanes.enter(id, Lane::Fetch)?;
-        tokio::time::timeout(FETCH_LIMIT, self.fetch(&connection, agent, salvaged))
+        tokio::time::timeout(FETCH_LIMIT, self.fetch(&connection, agent))
             .await
             .unwrap_or_else(|_| {
                 Err(Refusal::new(
@@ -77,21 +103,15 @@ impl Routing {
             })
     }
 
-    async fn fetch(
-        &self,
-        connection: &Connection,
-        agent: AgentId,
-        salvaged: bool,
-    ) -> Result<Work, Refusal> {
+    async fn fetch(&self, connection: &Connection, agent: AgentId) -> Result<Work, Refusal> {
         let mut parts = Parts::new("patch", MAX_PATCH_BYTES);
         let mut bytes = Vec::new();
-        let mut list = None;
         loop {
             let payload = ResultPayload {
                 agent_id: agent,
                 patch_offset: parts.offset(),
                 form: None,
-                salvaged: salvaged && parts.offset().is_none(),
+                salvaged: false,
             };
             let answer: AgentResult = self
                 .ask(connection, CommandType::AgentResult, &payload)
@@ -103,7 +123,6 @@ impl Routing {
                 None if parts.offset().is_none() => true,
                 None => return Err(misfit("patch", "a part is missing")),
             };
-            list = list.or(answer.salvaged.filter(|_| salvaged));
             if complete {
                 let status = self.take_in(connection.connection_id, answer.status);
                 return Ok(Work {
@@ -111,7 +130,7 @@ impl Routing {
                         status,
                         patch: None,
                         bundle: None,
-                        salvaged: list,
+                        salvaged: None,
                     },
                     patch: parts.offset().map(|_| bytes),
                 });

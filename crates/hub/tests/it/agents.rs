@@ -266,6 +266,7 @@ async fn f14_a_spoke_may_ask_its_hub_for_nothing() {
         command_type: CommandType::AgentList,
         payload: &payload,
         timeout: std::time::Duration::from_secs(5),
+        issued_at: None,
     };
     let error = node
         .peers()

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, World};
 
-async fn open(
+pub(crate) async fn open(
     world: &World,
     agent: AgentId,
     query: &str,
@@ -29,7 +29,7 @@ async fn open(
         .boxed()
 }
 
-fn text(event: &Event) -> String {
+pub(crate) fn text(event: &Event) -> String {
     let data: Value = serde_json::from_str(&event.data).unwrap();
     assert_eq!(data["id"], event.id);
     assert_eq!(data["type"], event.event);

@@ -9,12 +9,17 @@
 )]
 
 mod agents;
+mod endings;
 mod events;
 mod kills;
+mod known_dead;
 mod leases;
 mod link;
+mod order;
+mod pages;
 mod pending;
 mod refusals;
+mod rejoined;
 mod results;
 mod spoke;
 mod support;

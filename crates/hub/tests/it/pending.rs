@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 
 use crate::support::{Answer, World};
 
-const KILLS: &str = "/federation/kills";
+pub(crate) const KILLS: &str = "/federation/kills";
 
-fn states(kills: &Value) -> Vec<&str> {
+pub(crate) fn states(kills: &Value) -> Vec<&str> {
     let kills = kills["kills"].as_array().unwrap().iter();
     kills.map(|kill| kill["state"].as_str().unwrap()).collect()
 }
 
-async fn proven(world: &World, count: usize) -> Value {
+pub(crate) async fn proven(world: &World, count: usize) -> Value {
     let is_proven = |kills: &Value| states(kills) == vec!["proven"; count];
     world.until(KILLS, is_proven).await
 }

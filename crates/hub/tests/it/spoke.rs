@@ -1,7 +1,7 @@
 //! A spoke: a real node, its agents on paper.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -12,8 +12,8 @@ use mosaic_node::{CommandHandler, HttpLimits, Node, NodeConfig};
 use mosaic_types::{
     AgentId, ConnectionId, ErrorCode, InstanceId, Refusal, Timestamp,
     agent::{
-        AgentState, AgentStatus, DeathProof, ObservedState, Progress, ProofMethod,
-        Usage as AgentUsage,
+        AgentState, AgentStatus, CleanupKind, CleanupStep, DeathProof, ObservedState, Progress,
+        ProofMethod, Usage as AgentUsage,
     },
     api::InviteRequest,
     audit::Actor,
@@ -72,8 +72,22 @@ pub(crate) struct Agents {
     pub(crate) refuses_kills: Option<ErrorCode>,
     /// The lease of every agent that asks for none.
     pub(crate) imposes_lease: Option<u64>,
+    /// Until when what was signed is overtaken, by a kill of that agent or by a kill-all.
+    past: Vec<(Option<AgentId>, Timestamp)>,
+    /// How many kills are lost on their way.
+    pub(crate) loses_kills: usize,
     /// Agents whose lease was renewed, each time.
     pub(crate) renewed: Vec<AgentId>,
+    /// Most agents on a page, however many are asked for.
+    pub(crate) page_agents: Option<usize>,
+    /// Whether every page is the newest.
+    pub(crate) repeats_pages: bool,
+    /// For how many milliseconds each question for a result was good.
+    pub(crate) results_good_for: Vec<i64>,
+    /// Agents whose clean-up is not done when they have ended.
+    pub(crate) cleaning: BTreeSet<AgentId>,
+    /// Whether streams that do not follow hang before their end.
+    pub(crate) stalls_streams: bool,
 }
 
 /// The handler: paper in, paper out.
@@ -83,6 +97,8 @@ pub(crate) struct Handler {
     changed: Arc<watch::Sender<u64>>,
     /// While shut, kills are executed and not answered.
     pub(crate) gate_open: Arc<watch::Sender<bool>>,
+    /// When kills that were lost are given up, and answered as overloaded.
+    pub(crate) gives_up: Arc<watch::Sender<bool>>,
 }
 
 impl Handler {
@@ -95,6 +111,7 @@ impl Handler {
             agents: Arc::new(Mutex::new(agents)),
             changed: Arc::new(watch::Sender::new(0)),
             gate_open: Arc::new(watch::Sender::new(true)),
+            gives_up: Arc::new(watch::Sender::new(false)),
         }
     }
 
@@ -127,6 +144,27 @@ impl Handler {
         });
     }
 
+    /// Cleans up after an agent that was left `cleaning`.
+    pub(crate) fn clean_up(&self, agent: AgentId) {
+        self.agents.lock().unwrap().cleaning.remove(&agent);
+        self.change(agent, |paper| {
+            paper.status.cleanup.push(CleanupStep {
+                step: CleanupKind::Worktree,
+                ok: true,
+                detail: None,
+            });
+            paper.tell();
+        });
+    }
+
+    /// Whether the kill at hand is lost.
+    fn loses(&self) -> bool {
+        let mut agents = self.agents.lock().unwrap();
+        let is_lost = agents.loses_kills > 0;
+        agents.loses_kills = agents.loses_kills.saturating_sub(1);
+        is_lost
+    }
+
     fn change(&self, agent: AgentId, f: impl FnOnce(&mut Paper)) {
         f(self.agents.lock().unwrap().known.get_mut(&agent).unwrap());
         self.changed.send_modify(|version| *version += 1);
@@ -134,9 +172,18 @@ impl Handler {
 
     fn answer(&self, command: AdmittedCommand) -> Result<serde_json::Value, Refusal> {
         let (connection, issued_at) = (command.connection_id(), command.issued_at());
+        let good_for = command.deadline().unix_millis() - issued_at.unix_millis();
         let payload = command.into_payload();
         let mut agents = self.agents.lock().unwrap();
         agents.executed.push(payload.command_type().as_str());
+        match &payload {
+            CommandPayload::Kill(wanted) => agents.past.push((Some(wanted.agent_id), issued_at)),
+            CommandPayload::KillAll(scope) => {
+                let before = scope.before.unwrap_or(issued_at);
+                agents.past.push((None, before));
+            }
+            _ => {}
+        }
         if payload.command_type().is_kill()
             && let Some(code) = agents.refuses_kills
         {
@@ -147,6 +194,13 @@ impl Handler {
             CommandPayload::Spawn(request) => {
                 if let Some(code) = agents.refuses_spawns {
                     return Err(Refusal::new(code, "as it was told to"));
+                }
+                let overtakes = |(agent, before): &(Option<AgentId>, Timestamp)| {
+                    issued_at <= *before && agent.is_none_or(|agent| agent == request.agent_id)
+                };
+                if agents.past.iter().any(overtakes) {
+                    let why = "a kill has overtaken this spawn";
+                    return Err(Refusal::new(ErrorCode::Expired, why));
                 }
                 serde_json::to_value(spawn(&mut agents, connection, *request, issued_at)?)
             }
@@ -159,12 +213,14 @@ impl Handler {
             ),
             CommandPayload::List(wanted) => {
                 let limit = wanted.limit.unwrap() as usize;
+                let limit = agents.page_agents.map_or(limit, |most| limit.min(most));
+                let before = wanted.before.filter(|_| !agents.repeats_pages);
                 let matching: Vec<_> = agents
                     .known
                     .values()
                     .rev()
                     .map(|paper| paper.status.clone())
-                    .filter(|status| wanted.before.is_none_or(|before| status.agent_id < before))
+                    .filter(|status| before.is_none_or(|before| status.agent_id < before))
                     .filter(|status| {
                         let label = wanted.label.as_ref();
                         label.is_none_or(|label| label.is_among(&status.labels))
@@ -239,6 +295,7 @@ impl Handler {
             }
             CommandPayload::Result(wanted) => {
                 let part_bytes = agents.part_bytes;
+                agents.results_good_for.push(good_for);
                 if let Some(left) = &mut agents.parts_left {
                     if *left == 0 {
                         return Err(Refusal::new(ErrorCode::Internal, "as it was told to"));
@@ -451,6 +508,11 @@ impl Paper {
 impl CommandHandler for Handler {
     async fn execute(&self, command: AdmittedCommand) -> Result<Box<RawValue>, Refusal> {
         let is_kill = command.command_type().is_kill();
+        if is_kill && self.loses() {
+            let mut gives_up = self.gives_up.subscribe();
+            gives_up.wait_for(|over| *over).await.unwrap();
+            return Err(Refusal::new(ErrorCode::Overloaded, "it was lost"));
+        }
         let value = self.answer(command)?;
         if is_kill {
             self.gate_open
@@ -470,6 +532,7 @@ impl CommandHandler for Handler {
             unreachable!()
         };
         let mut agents = self.agents.lock().unwrap();
+        agents.executed.push("agent.watch");
         agents.watched_after.push(wanted.after);
         if !agents.known.contains_key(&wanted.agent_id) {
             return Err(Refusal::field(
@@ -488,7 +551,7 @@ impl CommandHandler for Handler {
                 }
                 loop {
                     changed.borrow_and_update();
-                    let (batch, ended) = {
+                    let (batch, ended, stalls) = {
                         let agents = handler.agents.lock().unwrap();
                         let paper = &agents.known[&wanted.agent_id];
                         let fresh: Vec<_> = paper
@@ -497,13 +560,16 @@ impl CommandHandler for Handler {
                             .filter(|event| after.is_none_or(|after| event.id > after))
                             .cloned()
                             .collect();
-                        (fresh, paper.status.state.known().unwrap().is_terminal())
+                        let ended = paper.status.state.known().unwrap().is_terminal()
+                            && !agents.cleaning.contains(&wanted.agent_id);
+                        (fresh, ended, agents.stalls_streams)
                     };
+                    let over = ended || wanted.no_follow && !stalls;
                     if let Some(last) = batch.last() {
                         let after = Some(last.id);
-                        return Some((batch, (handler, changed, after, ended || wanted.no_follow)));
+                        return Some((batch, (handler, changed, after, over)));
                     }
-                    if ended || wanted.no_follow || changed.changed().await.is_err() {
+                    if over || changed.changed().await.is_err() {
                         return None;
                     }
                 }

@@ -6,7 +6,7 @@ use mosaic_hub::app::{self, Config, Running};
 use mosaic_types::{AgentId, ConnectionId, api::Role, connection::Connection};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::spoke::Spoke;
@@ -93,6 +93,28 @@ impl World {
         assert_eq!(connection.name, spoke.name);
         self.connections.push(connection.connection_id);
         self.spokes.push(spoke);
+    }
+
+    /// Ends the connection to a spoke, for good.
+    pub(crate) async fn disconnect(&self, spoke: usize) {
+        let id = self.connections[spoke];
+        let path = format!("/federation/connections/{id}/disconnect");
+        self.post(&path, json!({})).await.ok();
+    }
+
+    /// Connects the hub anew to a spoke to which its connection has ended.
+    pub(crate) async fn rejoin(&mut self, spoke: usize) {
+        let body = json!({ "token": self.spokes[spoke].invite().await });
+        let connection = self.post("/federation/connections", body).await.created();
+        let connection: Connection = serde_json::from_value(connection).unwrap();
+        assert_ne!(connection.connection_id, self.connections[spoke]);
+        self.connections[spoke] = connection.connection_id;
+    }
+
+    /// Posts in the background.
+    pub(crate) fn posting(&self, path: &str, body: &Value) -> JoinHandle<Answer> {
+        let request = self.raw(Method::POST, path).json(body).send();
+        tokio::spawn(async move { Answer::of(request.await.unwrap()).await })
     }
 
     pub(crate) async fn request(

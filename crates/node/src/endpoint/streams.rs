@@ -1,9 +1,10 @@
 //! `POST /federation/v1/streams`: an agent's events, as signed lines.
 //!
-//! Admitted like any command. A stream ends when the handler's does, when the node drains, and at once when the
-//! connection leaves `active` or is no longer granted to watch (F15). A reader that takes nothing is cut off by the server's write time limit.
+//! Admitted like any command. A stream ends when the handler's does. It breaks off, so that it is not taken for whole, when the node
+//! drains, and at once when the connection leaves `active` or is no longer granted to watch (F15). A reader that takes nothing is cut
+//! off by the server's write time limit.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream, stream::BoxStream};
 use http::{HeaderValue, header};
 use mosaic_federation::{
-    command::{AdmittedCommand, ClaimRequest, Claimed, GrantedCommand, Refused, Usage},
+    command::{AdmittedCommand, ClaimRequest, Claimed, GrantedCommand, Refused, SealError, Usage},
     event::seal_events,
 };
 use mosaic_store::ClaimOutcome;
@@ -157,6 +158,17 @@ impl Drop for Place {
     }
 }
 
+/// Why a stream breaks off before its end. The reader sees that it does: the body of the response does not end.
+#[derive(Debug, thiserror::Error)]
+enum BrokenOff {
+    #[error("the peer may watch no longer")]
+    NotGranted,
+    #[error("the node drains")]
+    Draining,
+    #[error("failed to sign events")]
+    Seal(#[source] SealError),
+}
+
 /// One open stream.
 struct Lines {
     node: Node,
@@ -196,20 +208,28 @@ impl Lines {
         }
     }
 
-    fn into_stream(self) -> impl futures_util::Stream<Item = Result<Bytes, Infallible>> + Send {
-        stream::unfold(self, |mut lines| async move {
-            let line = lines.next().await?;
-            Some((Ok(line), lines))
+    fn into_stream(self) -> impl futures_util::Stream<Item = Result<Bytes, BrokenOff>> + Send {
+        stream::unfold(Some(self), |open| async move {
+            let mut lines = open?;
+            match lines.next().await {
+                Ok(Some(line)) => Some((Ok(line), Some(lines))),
+                Ok(None) => None,
+                Err(broken_off) => Some((Err(broken_off), None)),
+            }
         })
     }
 
-    async fn next(&mut self) -> Option<Bytes> {
+    /// The next line; `None` when all was told.
+    async fn next(&mut self) -> Result<Option<Bytes>, BrokenOff> {
         let events = tokio::select! {
             biased;
-            _ = self.connection.wait_for(|now| !may_watch(now)) => return None,
-            () = self.draining.cancelled() => return None,
-            events = self.events.next() => events?,
-            _ = self.heartbeat.tick() => Vec::new(),
+            _ = self.connection.wait_for(|now| !may_watch(now)) => return Err(BrokenOff::NotGranted),
+            () = self.draining.cancelled() => return Err(BrokenOff::Draining),
+            events = self.events.next() => events,
+            _ = self.heartbeat.tick() => Some(Vec::new()),
+        };
+        let Some(events) = events else {
+            return Ok(None);
         };
         if !events.is_empty() {
             self.heartbeat.reset();
@@ -225,14 +245,14 @@ impl Lines {
             Ok(mut line) => {
                 self.seq += 1;
                 line.push(b'\n');
-                Some(line.into())
+                Ok(Some(line.into()))
             }
             Err(error) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "failed to sign events; the stream ends"
+                    "failed to sign events; the stream breaks off"
                 );
-                None
+                Err(BrokenOff::Seal(error))
             }
         }
     }

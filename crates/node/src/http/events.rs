@@ -2,7 +2,7 @@
 //!
 //! Each has the cursor as `id`, the kind as `event` and an [`AgentEvent`] as `data`. The stream ends after the last
 //! event of the agent, when the node drains, or when the token that it was opened with is deleted. If it cannot go on it ends with an `error` event that holds a
-//! problem.
+//! problem. So does one that does not follow and is ended early: for it, the end alone says that all is told.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -14,7 +14,7 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, request::Parts};
 use mosaic_types::{
     ErrorCode, Refusal,
@@ -75,18 +75,37 @@ impl EventsRequest {
         self,
         events: impl Stream<Item = Result<AgentEvent, Refusal>> + Send + 'static,
     ) -> impl IntoResponse {
-        let drained = async move {
-            match self.draining {
-                Some(Draining(token)) => token.cancelled_owned().await,
-                None => std::future::pending().await,
+        let Self {
+            follow,
+            revoked,
+            draining,
+            ..
+        } = self;
+        let open = (Box::pin(events), Box::pin(ended_early(revoked, draining)));
+        let events = stream::unfold(Some(open), move |open| async move {
+            let (mut events, mut ended_early) = open?;
+            tokio::select! {
+                biased;
+                // Whoever follows sees that the agent has not ended, and comes back.
+                why = &mut ended_early => (!follow).then(|| (encode(Err(why)), None)),
+                event = events.next() => event.map(|event| (encode(event), Some((events, ended_early)))),
             }
-        };
-        let events = events
-            .map(encode)
-            .take_until(drained)
-            .take_until(self.revoked.cancelled_owned())
-            .map(Ok::<_, Infallible>);
-        Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        });
+        Sse::new(events.map(Ok::<_, Infallible>)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+    }
+}
+
+/// Waits until a stream has to end before all is told, and says why.
+async fn ended_early(revoked: CancellationToken, draining: Option<Draining>) -> Refusal {
+    let drained = async move {
+        match draining {
+            Some(Draining(token)) => token.cancelled_owned().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = drained => Refusal::new(ErrorCode::ShuttingDown, "the node is shutting down"),
+        () = revoked.cancelled_owned() => unauthorized().0,
     }
 }
 

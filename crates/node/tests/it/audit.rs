@@ -84,6 +84,7 @@ async fn a_peer_that_rewrites_its_trail_is_noticed() {
             command_type: CommandType::InstancePing,
             payload: &json!({}),
             timeout: std::time::Duration::from_secs(10),
+            issued_at: None,
         };
         let to_spoke = pair.to_spoke();
         let peers = pair.hub.node.peers();

@@ -423,6 +423,7 @@ async fn the_peer_client_sends_verifies_and_witnesses() {
         command_type: CommandType::InstancePing,
         payload: &json!({}),
         timeout: std::time::Duration::from_secs(10),
+        issued_at: None,
     };
     let answer = pair
         .hub

@@ -93,6 +93,7 @@ async fn calls_that_hang_leave_the_caller_a_way_to_kill() {
                 command_type,
                 payload: &payload,
                 timeout: std::time::Duration::from_secs(60),
+                issued_at: None,
             };
             peers.command::<Value, _>(&to_spoke, call).await
         }
@@ -163,6 +164,7 @@ async fn a_peer_cannot_take_the_permits_of_anothers_kills() {
             command_type: CommandType::AgentKill,
             payload: &agent(),
             timeout: std::time::Duration::from_secs(20),
+            issued_at: None,
         };
         let answer = other.node.peers().command::<Value, _>(&spoke, call).await;
         assert_eq!(answer.unwrap().data["command"], "agent.kill");

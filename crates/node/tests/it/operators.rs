@@ -243,13 +243,15 @@ async fn a_deleted_tokens_event_stream_ends() {
     assert!(shared.0.set(node.node.clone()).is_ok());
     let body = json!({ "name": "leaked", "role": "viewer" });
     let created = node.api("POST", "/tokens", Some(body)).await.1;
-    let open = async |token: &str| {
-        let request = node.http.get(format!("{}/events", node.url));
+    let open = async |token: &str, query: &str| {
+        let request = node.http.get(format!("{}/events{query}", node.url));
         request.bearer_auth(token).send().await.unwrap()
     };
-    assert_eq!(open("mos_wrong").await.status(), 401);
-    let leaked = open(created["token"].as_str().unwrap()).await;
-    let admins = open(&node.admin).await;
+    assert_eq!(open("mos_wrong", "").await.status(), 401);
+    let leaked = created["token"].as_str().unwrap();
+    let story = open(leaked, "?follow=false").await;
+    let leaked = open(leaked, "").await;
+    let admins = open(&node.admin, "").await;
     assert_eq!(
         (leaked.status().as_u16(), admins.status().as_u16()),
         (200, 200)
@@ -257,6 +259,10 @@ async fn a_deleted_tokens_event_stream_ends() {
     assert_eq!(node.api("DELETE", "/tokens/leaked", None).await.0, 204);
     let mut lines = leaked.bytes_stream();
     assert!(soon(lines.next()).await.is_none());
+    // One that does not follow says that it is not whole.
+    let story = soon(story.text()).await.unwrap();
+    assert!(story.starts_with("event: error\n"), "{story}");
+    assert!(story.contains("unauthorized"), "{story}");
     let mut lines = admins.bytes_stream();
     assert!(futures_util::poll!(lines.next()).is_pending());
     drop(lines);

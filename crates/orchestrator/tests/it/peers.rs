@@ -119,6 +119,7 @@ impl Peer {
             command_type,
             payload,
             timeout: PATIENCE,
+            issued_at: None,
         };
         let answer = self.node.peers().command(&self.connection, call).await;
         match answer {
@@ -428,6 +429,7 @@ async fn f15_a_suspended_peer_is_cut_off_and_its_agents_stay_the_operators() {
         command_type: CommandType::AgentKill,
         payload: &json!({"agentId": agent}),
         timeout: PATIENCE,
+        issued_at: None,
     };
     let answer = peer
         .node

@@ -98,6 +98,37 @@ pub async fn an_end_once_seen_stands(backend: &dyn Backend) -> Outcome {
     Ok(())
 }
 
+/// A4, F22: what was refused never began; it is over, and no more once it is asked for again.
+pub async fn a_refused_remote_agent_is_over_until_more_is_seen(backend: &dyn Backend) -> Outcome {
+    let limits = Limits {
+        max_remote_agents: 1,
+        ..Limits::default()
+    };
+    let store = backend.open(limits).await?;
+    let owner = ConnectionId::generate();
+    let (refused, next) = (remote_agent(owner)?, remote_agent(owner)?);
+    let id = refused.agent_id;
+    store.save_remote_agent(refused).await?;
+    let mut never = agent(AgentState::Queued)?.status;
+    never.state = ObservedState::Failed;
+    let never = serde_json::to_string(&never);
+    let never = never.map_err(|_| StoreError::Malformed { what: "sample" })?;
+    let running = status_json(AgentState::Running, "")?;
+    for (status, terminal, time) in [(&never, true, 1), (&running, false, 2), (&never, true, 3)] {
+        store
+            .observe_remote_agent(id, status.clone(), terminal, at(time))
+            .await?;
+        let seen = store.remote_agent(id).await?;
+        let seen = seen.map(|remote| (remote.last_status_json, remote.terminal));
+        assert_eq!(seen, Some((Some(status.clone()), terminal)));
+    }
+    // It makes room.
+    store.save_remote_agent(next).await?;
+    assert_eq!(store.remote_agent(id).await?, None);
+    store.close().await;
+    Ok(())
+}
+
 /// By connection and task, in pages.
 pub async fn remote_pages_are_newest_first(backend: &dyn Backend) -> Outcome {
     let store = backend.open(Limits::default()).await?;

@@ -73,10 +73,12 @@ pub(super) fn observe(
     seen_at: Timestamp,
 ) -> Result<(), StoreError> {
     let stored = one(tx.connection, agent_id)?.ok_or(StoreError::NotFound)?;
-    if stored.terminal {
-        // An end that was seen stands; its clean-up may still be reported. Answers overtake one another.
-        let known = stored.last_status_json.as_deref().map(state_in);
-        if !terminal || known.transpose()? != Some(state_in(status_json)?) {
+    if let Some(known) = stored.last_status_json.filter(|_| stored.terminal) {
+        // An end that was seen stands; its clean-up may still be reported. Answers overtake one another. What was refused
+        // never began, and is not over if it is asked for again.
+        let known = stated_in(&known)?;
+        let is_other = !terminal || known.state != stated_in(status_json)?.state;
+        if is_other && !known.never_began() {
             return Ok(());
         }
     }
@@ -92,13 +94,27 @@ pub(super) fn observe(
     Ok(())
 }
 
-/// The `state` that a status says; the rest of it may be of a later release.
-fn state_in(status_json: &str) -> Result<String, StoreError> {
-    #[derive(serde::Deserialize)]
-    struct Stated {
-        state: String,
+/// How a status says that the agent stands.
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Stated {
+    state: String,
+    #[serde(default)]
+    attempt: u32,
+    #[serde(default)]
+    ended_at: Option<Timestamp>,
+}
+
+impl Stated {
+    /// Whether its spawn was refused: whoever had it would say when it ended.
+    fn never_began(&self) -> bool {
+        self.state == "failed" && self.attempt == 0 && self.ended_at.is_none()
     }
-    from_json::<Stated>("agent status", status_json).map(|stated| stated.state)
+}
+
+/// The part of a status that counts here; the rest of it may be of a later release.
+fn stated_in(status_json: &str) -> Result<Stated, StoreError> {
+    from_json("agent status", status_json)
 }
 
 const COLUMNS: &str = "agent_id, connection_id, task_id, operator, request_digest, created_at, \

@@ -8,6 +8,7 @@ use std::{
 use mosaic_types::{AgentId, agent::AgentStatus};
 use tempfile::NamedTempFile;
 
+use super::awaited;
 use crate::{
     args::{Globals, ResultArgs},
     client::Client,
@@ -34,7 +35,7 @@ pub(super) async fn take(
         let dir = path.parent().filter(|dir| *dir != Path::new(""));
         let mut file =
             NamedTempFile::new_in(dir.unwrap_or(Path::new("."))).map_err(failed("write"))?;
-        let bytes = client.bundle(agent, args.salvaged, &mut file).await?;
+        let bytes = awaited(client.bundle(agent, args.salvaged, &mut file)).await?;
         file.persist(path)
             .map_err(|error| failed("write")(error.error))?;
         if globals.json {
@@ -44,11 +45,16 @@ pub(super) async fn take(
         }
         return Ok(Exit::Ok);
     }
-    let status = client.status(agent).await?;
-    has_base(&status, Path::new("."))?;
+    let here = Path::new(".");
+    let early = client.status(agent).await?;
+    has_base(&early, here)?;
     let mut file = NamedTempFile::new()?;
-    let bytes = client.bundle(agent, args.salvaged, &mut file).await?;
-    fetch(file.path(), agent, args.salvaged, Path::new("."))?;
+    let bytes = awaited(client.bundle(agent, args.salvaged, &mut file)).await?;
+    if early.work.is_none() {
+        // It was not home then, so its base was not known.
+        has_base(&client.status(agent).await?, here)?;
+    }
+    fetch(file.path(), agent, args.salvaged, here)?;
     let branch = format!("mosaic/{agent}");
     if globals.json {
         render::json(&serde_json::json!({ "fetched": true, "branch": branch, "bytes": bytes }))?;
@@ -76,7 +82,7 @@ fn git(dir: &Path) -> Command {
 /// A bundle has only what the agent did: what it started from must be here.
 fn has_base(status: &AgentStatus, dir: &Path) -> Result<(), CliError> {
     let Some(work) = &status.work else {
-        // Without work there is no bundle either, as the node will say.
+        // Not known yet, or there is none: then there is no bundle either, as the node will say.
         return Ok(());
     };
     let base = &work.base_commit;

@@ -21,7 +21,7 @@ async fn intents(max_pending: u64) -> (tempfile::TempDir, mosaic_node::Node, Int
         max_pending_kills: max_pending,
         ..mosaic_store::Limits::default()
     };
-    let intents = Intents::new(node.audit().clone(), &limits);
+    let intents = Intents::new(node.clone(), &limits);
     (folder, node, intents)
 }
 
@@ -190,13 +190,20 @@ async fn f23_a_spoke_that_is_heard_is_tried_at_once() {
     intents.due(now);
     intents.round_over(here, now);
     // Whoever comes with another command waits for this one, which is tried at once.
-    assert!(intents.is_undelivered(here));
-    let rounds = intents.press(here, now).unwrap();
+    let press = |now| intents.press(here, UnderWay::Passes, now);
+    assert!(intents.is_undelivered(here, UnderWay::Passes));
+    let round = press(now).unwrap();
+    assert_eq!(intents.due(now).0, [here]);
+    // Who comes while it is under way waits for the next, which follows at once.
+    assert_eq!(press(now), Some(round + 1));
+    intents.answered(id, as_of(&all(here, 1)), &open(false), at(2));
+    intents.round_over(here, now);
+    assert_eq!(intents.rounds(here), Some(round));
     assert_eq!(intents.due(now).0, [here]);
     intents.answered(id, as_of(&all(here, 1)), &open(true), at(2));
     intents.round_over(here, now);
-    assert_ne!(intents.rounds(here), Some(rounds));
-    assert_eq!(intents.press(here, now), None, "it came to the spoke");
+    assert_eq!(intents.rounds(here), Some(round + 1));
+    assert_eq!(press(now), None, "it came to the spoke");
     assert!(intents.due(now).0.is_empty());
     now += FIRST_PAUSE;
     intents.heard(here, now);
@@ -204,18 +211,62 @@ async fn f23_a_spoke_that_is_heard_is_tried_at_once() {
     node.close().await;
 }
 
+/// A38: what is under way may be lost: it is sent again when the spoke is heard, or is to be sent a spawn, and only then.
 #[tokio::test]
-async fn an_order_under_way_is_not_delivered_a_second_time() {
+async fn a38_an_order_under_way_is_delivered_once_the_spoke_is_heard() {
+    let (_folder, node, intents) = intents(9).await;
+    let now = Instant::now();
+    let is_left_alone = |spoke| {
+        assert_eq!(intents.due(now), (Vec::new(), None));
+        assert!(intents.for_spoke(spoke).is_empty());
+    };
+    let is_delivered = |spoke| {
+        assert_eq!(intents.due(now).0, [spoke]);
+        assert_eq!(intents.for_spoke(spoke).len(), 1);
+    };
+    let heard = ConnectionId::generate();
+    intents.keep(&all(heard, 1), true, now).unwrap();
+    is_left_alone(heard);
+    intents.heard(ConnectionId::generate(), now);
+    is_left_alone(heard);
+    intents.heard(heard, now);
+    is_delivered(heard);
+    // Until the order itself has come to nothing it holds up spawns only.
+    assert!(!intents.is_undelivered(heard, UnderWay::Passes));
+    assert!(intents.is_undelivered(heard, UnderWay::Counts));
+
+    let asked = ConnectionId::generate();
+    intents.keep(&all(asked, 1), true, now).unwrap();
+    assert_eq!(intents.press(asked, UnderWay::Passes, now), None);
+    is_left_alone(asked);
+    assert!(intents.press(asked, UnderWay::Counts, now).is_some());
+    is_delivered(asked);
+
+    let silent = ConnectionId::generate();
+    let id = intents.keep(&all(silent, 1), true, now).unwrap();
+    is_left_alone(silent);
+    intents.release(id, now);
+    assert!(intents.press(silent, UnderWay::Passes, now).is_some());
+    is_delivered(silent);
+    node.close().await;
+}
+
+/// A38: one that is delivered already goes on being delivered while it is ordered again.
+#[tokio::test]
+async fn a38_an_order_that_is_given_again_holds_up_no_delivery() {
     let (_folder, node, intents) = intents(9).await;
     let (here, now) = (ConnectionId::generate(), Instant::now());
-    let id = intents.keep(&all(here, 1), true, now).unwrap();
-    assert_eq!(intents.due(now), (Vec::new(), None));
-    assert!(intents.for_spoke(here).is_empty());
-    assert_eq!(intents.press(here, now), None, "it has gone first already");
-    intents.release(id, now);
-    assert!(intents.press(here, now).is_some());
+    let id = intents.keep(&all(here, 1), false, now).unwrap();
+    assert_eq!(intents.keep(&all(here, 5), true, now).unwrap(), id);
+    assert!(intents.is_undelivered(here, UnderWay::Passes));
     assert_eq!(intents.due(now).0, [here]);
-    assert_eq!(intents.for_spoke(here).len(), 1);
+    // It is two orders: what becomes of one takes no other back.
+    intents.withdraw(id, at(6));
+    assert!(intents.is_pending(id));
+    let other = intents.keep(&all(ConnectionId::generate(), 1), true, now);
+    let other = other.unwrap();
+    intents.withdraw(other, at(6));
+    assert!(!intents.is_pending(other));
     node.close().await;
 }
 
