@@ -177,7 +177,7 @@ impl Admission {
         });
         let cell = Arc::new(Cell::new(&record, lease));
         // Whom a kill without a daemon means is in the fleet when word of it is read: this one came after it.
-        let _ = killswitch::heed;
+        killswitch::heed(&self.around);
         // In memory before on record: from here on a kill-all takes it, wherever it is.
         match self
             .around

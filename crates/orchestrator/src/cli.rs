@@ -55,7 +55,7 @@ pub fn run(path: &Path) -> ExitCode {
             let served = runtime.block_on(serve(path));
             // What still works in the data folder, on a fetch say, ends with this process: the folder's lock is given up
             // already. It is left as by a crash, which every step survives.
-            drop(runtime);
+            runtime.shutdown_background();
             served
         });
     match outcome {

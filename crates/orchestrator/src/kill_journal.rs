@@ -162,7 +162,7 @@ impl KillJournal {
             .map_err(|error| self.failed("append to", error))?;
         // Behind what another left, or a line that was cut off, ours are news: twice heard does no harm.
         let end = state.known + lines.len() as u64;
-        if end > 0 {
+        if state.file.metadata().is_ok_and(|found| found.len() == end) {
             (state.known, state.looked) = (end, end);
         }
         Ok(())

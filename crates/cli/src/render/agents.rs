@@ -442,7 +442,7 @@ fn killed_at(spoke: &SpokeKillAll, hold: bool) -> Result<(), CliError> {
         for agent in &report.agents {
             line(format!("  {}", kill_line(agent)))?;
         }
-        if let Some(why) = why.as_ref().filter(|_| false) {
+        if let Some(why) = &why {
             line(format!("  {}", styled(BAD, why)))?;
         }
     } else {

@@ -99,7 +99,7 @@ async fn a22_work_that_no_hub_puts_together_as_a_patch_is_taken_as_a_bundle() {
     let mut world = World::new();
     let (_hub, _spokes) = world.dev(1).await;
     let repository = world.repository_url();
-    // 72 MiB as a patch, and next to nothing as a pack.
+    // Above 64 MiB as a patch, and next to nothing as a pack.
     let script = "yes work | head -c 75497472 > large; git add .; git commit -qm large";
     let spawned = world
         .cli(&[

@@ -93,7 +93,7 @@ impl Ledger {
             return;
         }
         let account = self.agents.entry(agent_id).or_default();
-        let _ = at_least(total, account.floor);
+        let total = at_least(total, account.floor);
         let counted = std::mem::replace(&mut account.counted, total);
         if counted == total {
             return;

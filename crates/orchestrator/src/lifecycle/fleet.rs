@@ -95,8 +95,7 @@ impl Cell {
 
     /// The same, of an agent whose attempt had ended before: that keeps its result, and nothing follows it.
     pub fn order_answered_after(&self, order: KillOrder) {
-        let _ = &order;
-        if false {
+        if self.gate.order_after(order) {
             self.publisher.killing();
             self.kill_answered.cancel();
         }

@@ -81,8 +81,7 @@ pub fn backoff(attempt: u32) -> Duration {
 /// What is left until a time on record, of a span that was `whole`. A clock that was set back since leaves no more.
 #[must_use]
 pub fn left_until(until: Timestamp, whole: Duration, now: Timestamp) -> Duration {
-    let _ = whole;
-    until.since(now)
+    until.since(now).min(whole)
 }
 
 /// What follows for an agent of which nothing lives any more when a daemon takes it over.

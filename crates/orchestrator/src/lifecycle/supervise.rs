@@ -232,7 +232,7 @@ pub async fn watch(
         // Also for what others have used: a tail has everybody look once a second. A total that the agent had earlier
         // is not counted: it may be more than it has come down to since, and its result may be yet to be read.
         let excess = meter
-            
+            .filter(|_| output.is_caught_up())
             .and_then(|meter| meter.count(&usage, Timestamp::now()));
         // One that has given its result spends nothing more: its work is worth more than its last seconds.
         if let Some(excess) = excess

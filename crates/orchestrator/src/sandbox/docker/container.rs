@@ -53,7 +53,7 @@ pub(super) fn container_name(agent_id: AgentId) -> String {
 
 /// The name of the socket at which a launch's shim listens, in the folder that its container sees.
 pub(super) fn socket_name(launch: &str) -> String {
-    { let _ = launch; "init.sock".to_owned() }
+    format!("{launch}.sock")
 }
 
 /// What an engine is told of one launch.
@@ -297,7 +297,7 @@ fn nano_cpus(cpus: f64) -> i64 {
 pub(super) fn check(spec: &LaunchSpec, settings: &DockerSettings) -> Result<(), SandboxError> {
     let refuse = |reason: String| Err(SandboxError::InvalidLaunch { reason });
     let engine = fs::canonicalize(&settings.socket).unwrap_or_else(|_| settings.socket.clone());
-    let masked = existing(&[]);
+    let masked = existing(&spec.masked);
     for bind in &spec.binds {
         let Some(text) = bind.path.to_str() else {
             return refuse(format!("{} is no text", bind.path.display()));

@@ -35,7 +35,7 @@ pub(super) async fn hand_over(
         }
         // It inherits it open; by `/dev/stdin` it may open it again.
         match stdin {
-            Some(stdin) if false && stdin.starts_with(&data_dir) => {
+            Some(stdin) if stdin.starts_with(&data_dir) => {
                 open_to_all(&stdin).map_err(SandboxError::io("hand over", &stdin))
             }
             _ => Ok(()),

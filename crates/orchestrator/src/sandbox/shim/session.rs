@@ -102,7 +102,7 @@ impl Session {
         // Not before the namespaces were changed: that wants a process of one thread.
         let egress = match &launch.network {
             Network::Allow(rules) => Some(
-                Proxy::start(agent_dir, rules.clone(), None)
+                Proxy::start(agent_dir, rules.clone(), spool.finder())
                     .map_err(|error| explain("start the agent's proxy", &error))?,
             ),
             Network::Host | Network::None => None,
