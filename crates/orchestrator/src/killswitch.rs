@@ -5,7 +5,7 @@
 //!
 //! 1. set the hold, if one is asked for ([`crate::hold`]);
 //! 2. shut the gates: nothing of these agents is launched from here on;
-//! 3. kill by the kernel: one write to the scope's `cgroup.kill`, and each sandbox's pidfds;
+//! 3. kill by the kernel: each sandbox's pidfds, one write to the scope's `cgroup.kill`, and each sandbox's groups;
 //! 4. prove each death, or say that it is not proven; beside it, leave word on disk ([`crate::kill_journal`]), so
 //!    that a daemon that starts next knows of it;
 //! 5. answer. Only then do the drivers record, salvage and clean up.
@@ -49,7 +49,7 @@ pub(crate) use proof::{
     PROOF_ROUND, in_words_of_the_wire, kill_and_prove, method, micros, proof_of, strike_one,
 };
 pub use reach::{KillScope, Reach};
-use shut::{Shut, strike};
+use shut::{Shut, strike, strike_first, strike_groups_aside};
 
 /// How long a kill waits for the kernel to confirm before it answers `unverified`.
 const PROOF_WITHIN: Duration = Duration::from_secs(5);
@@ -154,7 +154,8 @@ impl Parts {
         let target = cell.try_order(order.clone());
         crash_point("kill.shut");
         if let Some(target) = &target {
-            strike(target);
+            strike_first(target);
+            strike_groups_aside(target);
         }
         crash_point("kill.struck");
         let word = self.leave_word(vec![cell.agent_id], &order);
@@ -188,6 +189,9 @@ impl Parts {
         }
         let mut shut = Shut::default();
         self.shut_all(scope, order, &mut shut);
+        for (_, target) in &shut.targets {
+            strike_first(target);
+        }
         if scope.is_whole() {
             self.strike_scope(scope.reach);
         }

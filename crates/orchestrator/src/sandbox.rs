@@ -257,12 +257,30 @@ pub trait SandboxHandle: Send + Sync + fmt::Debug {
     /// [`SandboxError::Killed`] after a kill, [`SandboxError::Io`] if the shim is gone.
     fn go(&self) -> Result<(), SandboxError>;
 
-    /// Kills by the kernel, at once. Idempotent, takes no lock, waits for nothing.
+    /// Kills by the kernel what is held by pidfds: the namespace's init, with it all that is in the namespace, and the
+    /// shim. At once: idempotent, takes no lock, waits for nothing.
+    ///
+    /// # Errors
+    /// As [`SandboxHandle::kill`].
+    fn end(&self) -> Result<(), SandboxError>;
+
+    /// Kills by the kernel whatever is in its groups. Idempotent; the kernel takes a lock for it which is held, for some
+    /// milliseconds at a time, for everybody who comes into a group of this machine or goes.
+    ///
+    /// # Errors
+    /// As [`SandboxHandle::kill`].
+    fn end_groups(&self) -> Result<(), SandboxError>;
+
+    /// Both.
     ///
     /// # Errors
     /// The first thing that failed, after everything was tried. Whether it worked is what
     /// [`SandboxHandle::prove_dead`] says, not this.
-    fn kill(&self) -> Result<(), SandboxError>;
+    fn kill(&self) -> Result<(), SandboxError> {
+        let ended = self.end();
+        let groups = self.end_groups();
+        ended.and(groups)
+    }
 
     /// Waits for death, until the deadline. Does not kill.
     async fn prove_dead(&self, deadline: Instant) -> Death;

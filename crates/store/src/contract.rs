@@ -85,6 +85,7 @@ macro_rules! contract_suite {
                     a_rewritten_or_cut_trail_is_a_contradiction;
             kills: leases_are_of_active_agents_and_survive_a_restart,
                     a_kept_kill_survives_a_restart_and_stays_settled,
+                    a_full_table_keeps_the_connection_of_a_kept_kill,
                     a_full_table_of_kept_kills_refuses_and_evicts_nothing;
             audit: concurrent_appends_make_one_sound_chain,
                     the_head_is_that_of_the_last_entry_and_survives_a_restart,

@@ -74,7 +74,8 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// When the table is full, a new one takes the place of the oldest that is disconnected, and the answer is which
     /// one was forgotten for it. One that an agent on record came by, or is at, is not forgotten before the agent has
-    /// ended (A38). If no other is disconnected, [`StoreError::Full`].
+    /// ended, nor one by which a kept kill was ordered before that is settled (A38). If no other is disconnected,
+    /// [`StoreError::Full`].
     async fn save_connection(
         &self,
         connection: Connection,

@@ -19,7 +19,7 @@ pub struct Limits {
     pub max_claims_per_peer: u64,
     /// Length of one kept response in bytes.
     pub max_response_bytes: usize,
-    /// Connections. The oldest disconnected one that no agent needs makes room for a new one.
+    /// Connections. The oldest disconnected one that no agent and no kept kill needs makes room for a new one.
     pub max_connections: u64,
     /// Invitations. Those that are used or expired make room for a new one.
     pub max_invites: u64,

@@ -117,9 +117,11 @@ async fn a_spoke_has_time_to_make_a_bundle_and_none_to_dawdle_after_that() {
     let path = format!("{path}?format=bundle");
     let response = world.raw(Method::GET, &path).send().await.unwrap();
     assert_eq!(response.bytes().await.unwrap().len(), 3 * PART_BYTES);
-    let agents = world.spokes[0].handler.agents.lock().unwrap();
-    assert_eq!(agents.results_good_for, [125_000, 5000, 5000]);
-    drop(agents);
+    let good_for = {
+        let agents = world.spokes[0].handler.agents.lock().unwrap();
+        agents.results_good_for.clone()
+    };
+    assert_eq!(good_for, [125_000, 5000, 5000]);
     world.stop().await;
 }
 

@@ -8,7 +8,7 @@ use mosaic_types::{
 };
 use tracing::warn;
 
-use crate::sandbox::{self, Death, SandboxHandle};
+use crate::sandbox::{self, Death, SandboxError, SandboxHandle};
 
 /// How long one look for a proof of death takes before the kill is repeated.
 pub(crate) const PROOF_ROUND: Duration = Duration::from_secs(5);
@@ -17,8 +17,12 @@ pub(crate) const PROOF_ROUND: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(10);
 
 pub(crate) fn strike_one(handle: &dyn SandboxHandle) {
-    if let Err(error) = handle.kill() {
-        // Whether it is dead is what the proof says.
+    told(handle, handle.kill());
+}
+
+/// Whether it is dead is what the proof says; here it is only told.
+pub(super) fn told(handle: &dyn SandboxHandle, struck: Result<(), SandboxError>) {
+    if let Err(error) = struck {
         warn!(agent = %handle.agent_id(), error = &error as &dyn std::error::Error, "kill failed");
     }
 }

@@ -1,13 +1,13 @@
 //! What shuts the gates: from there on nothing of an agent is launched, and what was is known and struck.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc, thread, time::Instant};
 
 use mosaic_types::{
     AgentId,
     command::{KillOutcome, KillReport},
 };
 
-use super::{KillScope, PROOF_WITHIN, Parts, strike_one};
+use super::{KillScope, PROOF_WITHIN, Parts, proof::told, strike_one};
 use crate::lifecycle::{Cell, KillOrder, KillTarget};
 
 /// What a kill-all has met.
@@ -67,5 +67,28 @@ impl Parts {
 pub(super) fn strike(target: &KillTarget) {
     if let KillTarget::Live(handle) = target {
         strike_one(handle.as_ref());
+    }
+}
+
+/// Strikes what no lock of the kernel's is needed for.
+pub(super) fn strike_first(target: &KillTarget) {
+    if let KillTarget::Live(handle) = target {
+        told(handle.as_ref(), handle.end());
+    }
+}
+
+/// Strikes the groups, too, and does not wait for it: all that was struck first dies meanwhile, and who is left in a
+/// group is waited for by the proof.
+pub(super) fn strike_groups_aside(target: &KillTarget) {
+    let KillTarget::Live(handle) = target else {
+        return;
+    };
+    let of_thread = Arc::clone(handle);
+    // A thread of its own: it waits for no queue.
+    let striking = thread::Builder::new()
+        .name("strike".to_owned())
+        .spawn(move || told(of_thread.as_ref(), of_thread.end_groups()));
+    if striking.is_err() {
+        told(handle.as_ref(), handle.end_groups());
     }
 }

@@ -369,7 +369,7 @@ impl SandboxHandle for ShimHandle {
             .map_err(self.io("let go the agent of"))
     }
 
-    fn kill(&self) -> Result<(), SandboxError> {
+    fn end(&self) -> Result<(), SandboxError> {
         let _ = self.killed_at.set(Instant::now());
         self.killed.store(true, Ordering::SeqCst);
         let signal = |pidfd: &OwnedFd| match pidfd_send_signal(pidfd, Signal::KILL) {
@@ -378,8 +378,12 @@ impl SandboxHandle for ShimHandle {
         };
         let init = self.init.get().map_or(Ok(()), |(_, init)| signal(init));
         let shim = signal(&self.shim);
+        init.and(shim)
+    }
+
+    fn end_groups(&self) -> Result<(), SandboxError> {
         let groups = self.group.iter().chain(self.init_group.get());
-        let mut killed = init.and(shim);
+        let mut killed = Ok(());
         for group in groups {
             // Each is struck, whatever became of the one before.
             killed = killed.and(group.kill());

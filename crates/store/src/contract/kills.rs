@@ -4,12 +4,13 @@ use mosaic_types::{
     AgentId, ConnectionId, KillIntentId,
     agent::AgentState,
     audit::Actor,
+    connection::ConnectionState,
     kill::{KillIntent, KillIntentState, KillTarget},
 };
 
 use super::{
     Backend, Outcome,
-    samples::{agent, at, event, moved},
+    samples::{agent, at, connected, connection, connection_moved, event, moved},
 };
 use crate::{AgentMove, LeaseRecord, Limits, StoreError};
 
@@ -95,6 +96,35 @@ pub async fn a_kept_kill_survives_a_restart_and_stays_settled(backend: &dyn Back
     store.close().await;
     let store = backend.open(Limits::default()).await?;
     assert_eq!(store.kill_intents().await?, [tried, proven]);
+    store.close().await;
+    Ok(())
+}
+
+/// A38: by what is on record of an ended connection a hub knows which spoke a kept kill is for.
+pub async fn a_full_table_keeps_the_connection_of_a_kept_kill(backend: &dyn Backend) -> Outcome {
+    let limits = Limits {
+        max_connections: 1,
+        ..Limits::default()
+    };
+    let store = backend.open(limits).await?;
+    let active = connected(&store).await?;
+    let pending = KillIntent {
+        connection_id: active.connection_id,
+        ..intent()
+    };
+    store.save_kill_intent(pending.clone()).await?;
+    let ended = connection_moved(&active, ConnectionState::Disconnected);
+    store.save_connection(ended.clone(), event("x")).await?;
+    let next = connection(ConnectionState::Active)?;
+    let refused = store.save_connection(next.clone(), event("x")).await;
+    assert!(matches!(refused, Err(StoreError::Full)), "{refused:?}");
+    let proven = KillIntent {
+        state: KillIntentState::Proven,
+        ..pending
+    };
+    store.save_kill_intent(proven).await?;
+    let forgotten = store.save_connection(next, event("x")).await?;
+    assert_eq!(forgotten, Some(ended.connection_id));
     store.close().await;
     Ok(())
 }

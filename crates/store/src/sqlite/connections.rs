@@ -15,7 +15,8 @@ use super::{
 use crate::{InviteRecord, StoreError};
 
 /// An agent that has not ended keeps the connection that it came by, or is at: that says whose the agent is, so that
-/// the peer's kills reach it (A38), and that a hub's kill-all names the spoke.
+/// the peer's kills reach it (A38), and that a hub's kill-all names the spoke. So does a kept kill: by the ended connection
+/// the hub knows which spoke it is for.
 pub(super) const FORGET_OLDEST: &str = "
     DELETE FROM connections WHERE made = (
         SELECT made FROM connections AS ended WHERE state = 'disconnected'
@@ -25,6 +26,8 @@ pub(super) const FORGET_OLDEST: &str = "
         AND NOT EXISTS (
             SELECT 1 FROM remote_agents
             WHERE remote_agents.connection_id = ended.connection_id AND terminal = 0)
+        AND connection_id NOT IN (
+            SELECT record ->> 'connectionId' FROM kill_intents WHERE pending = 1)
         ORDER BY made LIMIT 1)
     RETURNING connection_id";
 
@@ -94,7 +97,7 @@ pub(super) fn save(
     Ok(forgotten)
 }
 
-/// If there is no room for one more, forgets the oldest that has ended and is needed by no agent. Answers which.
+/// If there is no room for one more, forgets the oldest that has ended and is not needed. Answers which.
 fn make_room(tx: &Tx<'_>) -> Result<Option<ConnectionId>, StoreError> {
     let sql = StoreError::of(StoreError::Connections);
     let count: i64 = tx

@@ -214,8 +214,12 @@ impl SandboxHandle for DockerHandle {
         self.shim.go()
     }
 
-    fn kill(&self) -> Result<(), SandboxError> {
-        self.shim.kill()
+    fn end(&self) -> Result<(), SandboxError> {
+        self.shim.end()
+    }
+
+    fn end_groups(&self) -> Result<(), SandboxError> {
+        self.shim.end_groups()
     }
 
     async fn prove_dead(&self, deadline: Instant) -> Death {
