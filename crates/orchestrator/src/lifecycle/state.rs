@@ -69,7 +69,7 @@ pub fn after_attempt(outcome: AttemptOutcome, attempt: u32, max_retries: u32) ->
     }
 }
 
-/// The pause after this many attempts: doubles from [`BACKOFF_BASE`] to [`BACKOFF_CAP`].
+/// The pause after this many attempts: doubles from `BACKOFF_BASE` to `BACKOFF_CAP`.
 #[must_use]
 pub fn backoff(attempt: u32) -> Duration {
     let doubled = 2_u32

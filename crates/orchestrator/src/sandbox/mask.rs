@@ -14,7 +14,7 @@
 //! | several lines | each line of at least 16 bytes by itself too, but for `-----BEGIN …` and its like |
 //!
 //! Where an agent was refused a destination, these are looked for in what named it, in whichever case a program made of
-//! it ([`Finder::mask_name`]).
+//! it (`Finder::mask_name`).
 //!
 //! In the middle of a longer base64 text up to one character at each end is left, which holds at most four bits.
 //!
