@@ -285,6 +285,7 @@ async fn a_data_folder_that_takes_no_new_file_keeps_no_kill_from_its_end() {
         "No space left on device",
         "disk is full",
         "the disk is full",
+        "its work is not home yet",
     ] {
         world.expect_log(expected);
     }

@@ -5,7 +5,7 @@ use mosaic_orchestrator::runtime::{ModelPrice, OutputFormat, RuntimeConfig};
 use mosaic_store::{AgentSpending, ConnectionSpending, Spent, Store as _};
 use mosaic_types::{
     AgentId, ErrorCode, Timestamp, UtcDay,
-    agent::{AgentStatus, EndReason, ObservedState, ProofMethod},
+    agent::{AgentStatus, EndReason, ObservedState, ProofMethod, Usage},
     command::CommandType,
 };
 use reqwest::{Method, StatusCode};
@@ -88,10 +88,18 @@ async fn trail_of(spoke: &Spoke, agent: AgentId) -> Vec<Value> {
 
 /// Waits until the agent's usage is what it should be.
 async fn used(spoke: &Spoke, agent: AgentId, tokens: u64) -> AgentStatus {
+    usage_is(spoke, agent, |usage| usage.tokens() == tokens).await
+}
+
+async fn used_usd(spoke: &Spoke, agent: AgentId, usd: f64) -> AgentStatus {
+    usage_is(spoke, agent, |usage| usage.cost_usd == Some(usd)).await
+}
+
+async fn usage_is(spoke: &Spoke, agent: AgentId, is_it: impl Fn(&Usage) -> bool) -> AgentStatus {
     let looking = async {
         loop {
             let status = spoke.status(agent).await;
-            if status.usage.tokens() == tokens {
+            if is_it(&status.usage) {
                 return status;
             }
             tokio::task::yield_now().await;
@@ -327,12 +335,11 @@ async fn an_agent_that_has_given_its_result_is_not_stopped_by_a_restart() {
         "say a 60; for i in $(seq 600); do echo '{}'; done; result 99.5; echo said; until_go";
     let agent = spawn(&spoke, script, json!({})).await;
     spoke.wrote(agent, "said").await;
-    spoke.crash();
+    used_usd(&spoke, agent, 99.5).await;
+    // In order, so that the next one knows of all that was counted.
+    spoke.stop_daemon();
     spoke.restart().await;
-    spoke.becomes(agent, ObservedState::Running).await;
-    while spoke.status(agent).await.usage.cost_usd != Some(99.5) {
-        tokio::task::yield_now().await;
-    }
+    used_usd(&spoke, agent, 99.5).await;
     go(&spoke, agent);
     let status = spoke.finished(agent).await;
     assert_eq!(status.state, ObservedState::Completed, "{status:?}");
