@@ -105,7 +105,7 @@ pub async fn a_refused_remote_agent_is_over_until_more_is_seen(backend: &dyn Bac
         ..Limits::default()
     };
     let store = backend.open(limits).await?;
-    let owner = ConnectionId::generate();
+    let owner = connected(&store).await?.connection_id;
     let (refused, next) = (remote_agent(owner)?, remote_agent(owner)?);
     let id = refused.agent_id;
     store.save_remote_agent(refused).await?;
