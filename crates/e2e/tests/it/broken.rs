@@ -209,6 +209,7 @@ async fn a26_a_full_disk_refuses_spawns_and_kills_all_the_same() {
         "the store failed",
         "full",
         "failed to",
+        "its work is not home yet",
     ] {
         world.expect_log(expected);
     }
