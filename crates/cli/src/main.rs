@@ -22,7 +22,12 @@ fn main() -> ExitCode {
     let cli = args::Cli::parse();
     let outcome = mosaic_node::runtime()
         .map_err(error::CliError::Runtime)
-        .and_then(|runtime| runtime.block_on(verbs::run(cli)));
+        .and_then(|runtime| {
+            let done = runtime.block_on(verbs::run(cli));
+            // What still works in a folder of `mosaic dev` ends with this process: the folder's lock is given up already.
+            runtime.shutdown_background();
+            done
+        });
     match outcome {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -83,12 +83,6 @@ impl Whereabouts {
         }
     }
 
-    /// Whether the agent is remembered at another connection.
-    #[must_use]
-    pub fn is_elsewhere(&self, agent: AgentId, connection: ConnectionId) -> bool {
-        self.get(agent).is_some_and(|known| known != connection)
-    }
-
     /// The connections at which agents are remembered that were not seen to end.
     #[must_use]
     pub fn unended(&self) -> BTreeSet<ConnectionId> {
@@ -205,7 +199,5 @@ mod tests {
         whereabouts.remember(agent, here);
         assert!(!whereabouts.note_state(agent, there, ObservedState::Killed));
         assert_eq!(whereabouts.get(agent), Some(here));
-        assert!(whereabouts.is_elsewhere(agent, there));
-        assert!(!whereabouts.is_elsewhere(agent, here));
     }
 }

@@ -126,7 +126,7 @@ fn a9_word_of_another_is_heard_whole_whatever_is_written_behind_it() {
     assert!(journal.news().is_none());
 }
 
-/// A full disk cuts off a word of our own: what comes behind it is found where it is.
+/// A full disk cuts off a word of our own: another's that comes behind it is found where it is.
 #[test]
 fn a9_word_of_another_behind_a_line_that_was_cut_off_is_heard_whole() {
     let data = tempfile::tempdir().unwrap();
@@ -135,8 +135,8 @@ fn a9_word_of_another_behind_a_line_that_was_cut_off_is_heard_whole() {
     let mut file = append_to(&data.path().join("kills.jsonl")).unwrap();
     file.write_all(format!("\n{{\"agentId\":\"{own}\",\"ord").as_bytes())
         .unwrap();
-    journal.append(&[own], &order()).unwrap();
     leave(data.path(), everything(theirs)).unwrap();
+    journal.append(&[own], &order()).unwrap();
     journal.retain(|_| true).unwrap();
     let news = journal.news().unwrap();
     assert!(news.everything.is_some() && news.agents.contains_key(&theirs));

@@ -1,5 +1,7 @@
 //! Kills and holds of a whole spoke: what is answered, what is on record, what is left.
 
+use std::{os::unix::process::ExitStatusExt as _, process::Command};
+
 use mosaic_e2e::api::eventually;
 use mosaic_types::{
     AgentId,
@@ -10,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     rig::{FOREVER, PATIENCE, Spoke, git},
-    sandbox::rig::write_program,
+    sandbox::rig::{skip_unless, write_program},
 };
 
 #[tokio::test]
@@ -49,6 +51,24 @@ async fn a22_a_killed_agents_uncommitted_work_is_salvaged() {
     );
     // Idempotent, and honest about it.
     assert_eq!(spoke.kill(agent).await["outcome"], "already-ended");
+    spoke.stop().await;
+}
+
+/// A11: what is in the agent's group, and in nothing else of the agent's, is struck by the group and waited for.
+#[tokio::test]
+async fn a11_who_is_in_the_agents_group_alone_dies_with_it() {
+    let spoke = Spoke::start().await;
+    let agent = spoke.spawn(FOREVER).await;
+    spoke.wrote(agent, "at-work").await;
+    let mut member = Command::new("sleep").arg("1000").spawn().unwrap();
+    let has_group = spoke.takes_in(agent, member.id());
+    if skip_unless(has_group, "cgroup v2") {
+        let report = spoke.kill(agent).await;
+        assert_eq!(report["outcome"], "killed", "{report}");
+    }
+    let _ = member.kill();
+    let ended = member.wait().unwrap();
+    assert_eq!(ended.signal(), Some(9));
     spoke.stop().await;
 }
 

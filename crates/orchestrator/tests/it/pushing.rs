@@ -1,5 +1,7 @@
 //! Pushes of a whole spoke: asked for, allowed, and told of.
 
+use std::path::PathBuf;
+
 use mosaic_orchestrator::worktree::PushRule;
 use mosaic_types::{
     AgentId,
@@ -7,36 +9,59 @@ use mosaic_types::{
 };
 use reqwest::{Method, StatusCode};
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::rig::{Spoke, git};
 
-#[tokio::test]
-async fn a_branch_is_pushed_after_a_natural_end_and_never_after_a_kill() {
-    let origin = tempfile::tempdir().unwrap();
-    let bare = origin.path().join("bare.git");
-    let url = format!("file://{}", bare.display());
-    let spoke = Spoke::start_with(|config| {
-        config.push = vec![PushRule {
-            repositories: url.clone(),
-            branch_prefix: "mosaic/".to_owned(),
-            timeout_secs: 30,
-        }];
-    })
-    .await;
-    let source = spoke.repository().to_str().unwrap();
-    let to = bare.to_str().unwrap();
-    git(origin.path(), &["clone", "-q", "--bare", source, to]);
-    let spawn = async |script: &str, push: bool| {
+/// A spoke that may push to a repository of its own.
+pub(crate) struct Pushing {
+    pub(crate) spoke: Spoke,
+    origin: TempDir,
+    url: String,
+}
+
+impl Pushing {
+    pub(crate) async fn start() -> Self {
+        let origin = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", bare(&origin).display());
+        let spoke = Spoke::start_with(|config| {
+            config.push = vec![PushRule {
+                repositories: url.clone(),
+                branch_prefix: "mosaic/".to_owned(),
+                timeout_secs: 30,
+            }];
+        })
+        .await;
+        let source = spoke.repository().to_str().unwrap();
+        let to = bare(&origin);
+        let to = to.to_str().unwrap();
+        git(origin.path(), &["clone", "-q", "--bare", source, to]);
+        Self { spoke, origin, url }
+    }
+
+    /// An agent at work on that repository.
+    pub(crate) async fn spawn(&self, script: &str, push: bool) -> AgentId {
         let agent = AgentId::generate();
-        let mut body = spoke.spawn_body(agent, script);
-        body["context"]["repository"] = json!(url);
+        let mut body = self.spoke.spawn_body(agent, script);
+        body["context"]["repository"] = json!(self.url);
         body["options"] = json!({ "push": push });
-        let (code, answer) = spoke.call(Method::POST, "/agents/spawn", Some(body)).await;
+        let spawning = self.spoke.call(Method::POST, "/agents/spawn", Some(body));
+        let (code, answer) = spawning.await;
         assert_eq!(code, StatusCode::ACCEPTED, "{answer}");
         agent
-    };
+    }
+}
+
+fn bare(origin: &TempDir) -> PathBuf {
+    origin.path().join("bare.git")
+}
+
+#[tokio::test]
+async fn a_branch_is_pushed_after_a_natural_end_and_never_after_a_kill() {
+    let pushing = Pushing::start().await;
+    let (spoke, bare) = (&pushing.spoke, bare(&pushing.origin));
     let work = "echo x > x; git add x; git commit -qm x";
-    let completed = spawn(work, true).await;
+    let completed = pushing.spawn(work, true).await;
     let status = spoke.finished(completed).await;
     assert_eq!(status.state, ObservedState::Completed);
     let found = status.work.unwrap();
@@ -49,11 +74,13 @@ async fn a_branch_is_pushed_after_a_natural_end_and_never_after_a_kill() {
     assert_eq!(steps.last(), Some(&CleanupKind::Push));
     assert!(status.cleanup.iter().all(|step| step.ok));
 
-    let killed = spawn(&format!("{work}; echo done; exec sleep 1000"), true).await;
+    let killed = pushing
+        .spawn(&format!("{work}; echo done; exec sleep 1000"), true)
+        .await;
     spoke.wrote(killed, "done").await;
     spoke.kill(killed).await;
-    let failed = spawn(&format!("{work}; exit 3"), true).await;
-    let unasked = spawn(work, false).await;
+    let failed = pushing.spawn(&format!("{work}; exit 3"), true).await;
+    let unasked = pushing.spawn(work, false).await;
     for agent in [killed, failed, unasked] {
         let status = spoke.finished(agent).await;
         assert_eq!(status.work.unwrap().pushed, None);
@@ -79,5 +106,5 @@ async fn a_branch_is_pushed_after_a_natural_end_and_never_after_a_kill() {
         (&answer["code"], &answer["field"]),
         (&json!("unsupported-option"), &json!("options.push"))
     );
-    spoke.stop().await;
+    pushing.spoke.stop().await;
 }

@@ -443,6 +443,16 @@ impl Spoke {
         })
     }
 
+    /// Puts a process into the agent's cgroup. `false` if it has none.
+    pub(crate) fn takes_in(&self, agent_id: AgentId, pid: u32) -> bool {
+        let group = self
+            .cgroups()
+            .into_iter()
+            .map(|scope| scope.join(agent_id.to_string()))
+            .find(|group| group.exists());
+        group.is_some_and(|group| fs::write(group.join("cgroup.procs"), pid.to_string()).is_ok())
+    }
+
     /// Whether a process of the agent's waits where no signal reaches it.
     pub(crate) fn has_stuck(&self, agent_id: AgentId) -> bool {
         let procs = self.cgroups().into_iter().filter_map(|scope| {

@@ -2,15 +2,15 @@
 
 use std::fs;
 
-use mosaic_orchestrator::worktree::PushRule;
 use mosaic_types::{
     AgentId,
     agent::{CleanupKind, ObservedState},
 };
-use reqwest::{Method, StatusCode};
-use serde_json::json;
 
-use crate::rig::{Spoke, git};
+use crate::{
+    pushing::Pushing,
+    rig::{Spoke, git},
+};
 
 /// In the way of every patch while it is there.
 fn blocked_patch(spoke: &Spoke, agent: AgentId) -> std::path::PathBuf {
@@ -22,31 +22,14 @@ fn blocked_patch(spoke: &Spoke, agent: AgentId) -> std::path::PathBuf {
 // and its push.
 #[tokio::test]
 async fn a23_a_tree_stays_until_its_work_is_told_of() {
-    let origin = tempfile::tempdir().unwrap();
-    let bare = origin.path().join("bare.git");
-    let url = format!("file://{}", bare.display());
-    let spoke = Spoke::start_with(|config| {
-        config.push = vec![PushRule {
-            repositories: url.clone(),
-            branch_prefix: "mosaic/".to_owned(),
-            timeout_secs: 30,
-        }];
-    })
-    .await;
-    let source = spoke.repository().to_str().unwrap();
-    let to = bare.to_str().unwrap();
-    git(origin.path(), &["clone", "-q", "--bare", source, to]);
+    let pushing = Pushing::start().await;
+    let spoke = &pushing.spoke;
     let script = "echo x > x; git add x; git commit -qm x; echo y > y; echo z > ~/z; echo there
         until [ -e go ]; do sleep 0.1; done";
     for is_killed in [false, true] {
-        let agent = AgentId::generate();
-        let mut body = spoke.spawn_body(agent, script);
-        body["context"]["repository"] = json!(url);
-        body["options"] = json!({ "push": true });
-        let (code, answer) = spoke.call(Method::POST, "/agents/spawn", Some(body)).await;
-        assert_eq!(code, StatusCode::ACCEPTED, "{answer}");
+        let agent = pushing.spawn(script, true).await;
         spoke.wrote(agent, "there").await;
-        let blocked = blocked_patch(&spoke, agent);
+        let blocked = blocked_patch(spoke, agent);
         fs::create_dir_all(blocked.join("in-the-way")).unwrap();
         let tree = spoke.data_dir().join(format!("agents/{agent}/work"));
         let home = spoke.data_dir().join(format!("agents/{agent}/home"));
@@ -77,5 +60,5 @@ async fn a23_a_tree_stays_until_its_work_is_told_of() {
         assert_eq!(is_pushed, !is_killed);
         assert!(!tree.exists());
     }
-    spoke.stop().await;
+    pushing.spoke.stop().await;
 }

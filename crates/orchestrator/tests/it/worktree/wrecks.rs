@@ -262,6 +262,15 @@ impl Drop for SmallDisk {
     }
 }
 
+/// All that a spoke keeps, on that disk.
+async fn world_on(disk: &Path) -> World {
+    World::with(|config| {
+        config.mirrors_dir = disk.join("mirrors");
+        config.agents_dir = disk.join("agents");
+    })
+    .await
+}
+
 /// Leaves so many bytes free.
 fn fill(disk: &Path, room: u64) -> PathBuf {
     let ballast = disk.join("ballast");
@@ -279,11 +288,7 @@ async fn a26_work_that_a_full_disk_kept_from_home_comes_at_the_next_try() {
     let Some(_disk) = SmallDisk::mount(&data) else {
         return;
     };
-    let world = World::with(|config| {
-        config.mirrors_dir = data.join("mirrors");
-        config.agents_dir = data.join("agents");
-    })
-    .await;
+    let world = world_on(&data).await;
     let (agent, prepared) = world.prepare().await;
     let work = &prepared.workdir;
     write(work, "staged", "s\n");
@@ -332,11 +337,7 @@ async fn a26_a_patch_that_a_full_disk_broke_off_leaves_nothing() {
     let Some(_disk) = SmallDisk::mount(&data) else {
         return;
     };
-    let world = World::with(|config| {
-        config.mirrors_dir = data.join("mirrors");
-        config.agents_dir = data.join("agents");
-    })
-    .await;
+    let world = world_on(&data).await;
     let (agent, prepared) = world.prepare().await;
     let work = &prepared.workdir;
     write(work, "large", "the same line again\n".repeat(400_000));
