@@ -40,12 +40,18 @@ impl FromRef<ApiState> for Routing {
 
 /// Every route of the API, with those that every node has.
 pub fn routes(node: Node, routing: Routing) -> Router {
-    let own = Router::new()
+    let state = ApiState {
+        node: node.clone(),
+        routing,
+    };
+    let kills = Router::new()
+        .route("/federation/agents/kill-all", post(agents::kill_all))
+        .route("/federation/agents/{agentId}/kill", post(agents::kill))
+        .with_state(state.clone());
+    let others = Router::new()
         .route("/federation/agents", get(agents::list))
         .route("/federation/agents/spawn", post(agents::spawn))
-        .route("/federation/agents/kill-all", post(agents::kill_all))
         .route("/federation/agents/{agentId}/status", get(agents::status))
-        .route("/federation/agents/{agentId}/kill", post(agents::kill))
         .route("/federation/agents/{agentId}/events", get(events::events))
         .route("/federation/agents/{agentId}/result", get(agents::result))
         .route("/federation/kills", get(kills::list))
@@ -53,9 +59,8 @@ pub fn routes(node: Node, routing: Routing) -> Router {
         .route("/federation/commands/{messageId}", get(instance::command))
         .route("/federation/connections/{id}/ping", get(instance::ping))
         .route("/instance", get(instance::instance))
-        .with_state(ApiState {
-            node: node.clone(),
-            routing,
-        });
-    own.merge(mosaic_node::operator_routes(node))
+        .with_state(state);
+    kills
+        .merge(mosaic_node::in_turn(node.priority().clone(), others))
+        .merge(mosaic_node::operator_routes(node))
 }

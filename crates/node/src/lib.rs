@@ -20,6 +20,7 @@ pub mod node;
 pub mod operators;
 pub mod peer_client;
 mod peering;
+mod priority;
 mod routes;
 mod runtime;
 
@@ -28,11 +29,12 @@ pub use connections::Connections;
 pub use endpoint::{CommandHandler, federation_routes};
 pub use http::{
     ApiError, Body, Draining, EventsRequest, Operator, OptionalBody, PathId, Query, fallback,
-    problem::store_refusal, serve,
+    in_turn, problem::store_refusal, serve,
 };
 pub use limits::HttpLimits;
 pub use node::{Node, NodeConfig, OpenError};
 pub use operators::Operators;
 pub use peer_client::{CommandCall, PeerAnswer, PeerClient, PeerError};
+pub use priority::KillPriority;
 pub use routes::{health::health_routes, operator_routes};
 pub use runtime::runtime;

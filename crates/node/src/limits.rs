@@ -1,6 +1,6 @@
 //! Bounds on what whoever reaches this node's sockets can make it hold, do or wait for.
 
-use std::time::Duration;
+use std::{num::NonZeroUsize, thread, time::Duration};
 
 /// Bounds of the HTTP server and of the federation endpoint. [`HttpLimits::default`] is for production.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +31,14 @@ pub struct HttpLimits {
     pub max_waiting_kills: usize,
     /// How long a kill holds its permit. One that takes longer is waiting for a clean-up, and others may begin.
     pub kill_permit_hold: Duration,
+    /// How many of those who do not kill are let begin at once beside kills and just after them.
+    pub turns: usize,
+    /// How long one who does not kill waits for kills that are under way, once it has a turn.
+    pub stand_aside: Duration,
+    /// How long such a turn is held. One that takes longer waits for something, and the next may begin.
+    pub turn_hold: Duration,
+    /// How long turns are taken after a kill, so that those who stood aside do not all begin at once.
+    pub by_turns: Duration,
     /// Longest wait for the first of several identical commands.
     pub duplicate_wait: Duration,
     /// Open event streams in all. Each holds a connection: no more than half of those that there may be.
@@ -64,6 +72,10 @@ impl Default for HttpLimits {
             reserved_kills: 256,
             max_waiting_kills: 256,
             kill_permit_hold: Duration::from_millis(500),
+            turns: thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            stand_aside: Duration::from_millis(25),
+            turn_hold: Duration::from_millis(25),
+            by_turns: Duration::from_millis(100),
             duplicate_wait: Duration::from_secs(30),
             max_streams: 512,
             max_streams_per_peer: 64,

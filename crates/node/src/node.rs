@@ -23,6 +23,7 @@ use crate::{
     operators::{Operators, OperatorsError},
     peer_client::{BuildClientError, PeerClient},
     peering,
+    priority::KillPriority,
 };
 
 /// Claims that have expired are forgotten this often.
@@ -106,6 +107,7 @@ struct Inner {
     operators: Operators,
     audit: AuditLog,
     peers: PeerClient,
+    priority: KillPriority,
     tasks: TaskTracker,
     /// Claims of before a restart, until the endpoint takes them.
     earlier_claims: Mutex<Vec<Claim>>,
@@ -163,6 +165,7 @@ impl Node {
         .map_err(OpenError::PeerClient)?;
         Ok(Self {
             inner: Arc::new(Inner {
+                priority: KillPriority::new(&config.limits),
                 public_url: RwLock::new(config.public_url.clone()),
                 own_identity: OwnIdentity::default(),
                 config,
@@ -248,6 +251,12 @@ impl Node {
     #[must_use]
     pub fn audit(&self) -> &AuditLog {
         &self.inner.audit
+    }
+
+    /// What lets kills go first here.
+    #[must_use]
+    pub fn priority(&self) -> &KillPriority {
+        &self.inner.priority
     }
 
     /// Where peers reach it.

@@ -12,7 +12,8 @@ use axum::{
 };
 use futures_util::StreamExt;
 use mosaic_node::{
-    ApiError, Body, EventsRequest, Node, Operator, OptionalBody, PathId, Query, operator_routes,
+    ApiError, Body, EventsRequest, Node, Operator, OptionalBody, PathId, Query, in_turn,
+    operator_routes,
 };
 use mosaic_types::{
     AgentId, Timestamp,
@@ -50,17 +51,20 @@ type Spoke = State<Shared>;
 /// Every route of a spoke but the federation's. `/agents…` is where the Mosaic Stack has it; `/api/v1/agents…` is
 /// the same.
 pub fn routes(spoke: Arc<Commands>) -> Router {
-    let agents = Router::new()
+    let kills = Router::new()
+        .route("/agents/kill-all", post(kill_all))
+        .route("/agents/{agentId}/kill", post(kill))
+        .with_state(Shared(Arc::clone(&spoke)));
+    let others = Router::new()
         .route("/agents/spawn", post(spawn))
         .route("/agents", get(list))
-        .route("/agents/kill-all", post(kill_all))
         .route("/agents/{agentId}/status", get(status))
-        .route("/agents/{agentId}/kill", post(kill))
         .route("/agents/{agentId}/events", get(events))
         .route("/agents/{agentId}/result", get(result))
         .route("/hold", get(hold))
         .route("/hold/release", post(release_hold))
         .with_state(Shared(Arc::clone(&spoke)));
+    let agents = kills.merge(in_turn(spoke.node.priority().clone(), others));
     let instance = Router::new()
         .route("/instance", get(instance))
         .with_state(Shared(Arc::clone(&spoke)));

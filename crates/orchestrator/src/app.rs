@@ -2,9 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use mosaic_node::{
-    HttpLimits, Node, NodeConfig, OpenError, fallback, federation_routes, health_routes, serve,
-};
+use mosaic_node::{Node, NodeConfig, OpenError, fallback, federation_routes, health_routes, serve};
 use mosaic_types::{
     Timestamp,
     command::{NetworkPolicy, SandboxKind},
@@ -213,7 +211,7 @@ pub async fn start(
         role: NodeRole::Orchestrator,
         public_url: Some(url.clone()),
         allow_private_peers: config.allow_private_peers,
-        limits: HttpLimits::default(),
+        limits: config.http.clone(),
     })
     .await?;
     let data_dir = node
@@ -251,6 +249,7 @@ pub async fn start(
         words: TaskTracker::new(),
         slots: Arc::new(Semaphore::new(limits.max_running)),
         launches: Semaphore::new(launches_at_once()),
+        priority: node.priority().clone(),
         chores: Arc::new(Semaphore::new(CHORES_AT_ONCE)),
         tails: Arc::new(TailWatcher::start()),
         layout,

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
+use mosaic_node::HttpLimits;
 use mosaic_types::{
     SecretName,
     command::SandboxKind,
@@ -87,6 +88,9 @@ pub struct Config {
     /// Limits.
     #[serde(default)]
     pub limits: Limits,
+    /// Bounds of its server; no setting of the file.
+    #[serde(skip)]
+    pub http: HttpLimits,
     /// What agents with an allow-list may reach.
     #[serde(default)]
     pub egress: EgressSettings,
@@ -226,6 +230,7 @@ impl Config {
                 max_running: 256,
                 ..Limits::default()
             },
+            http: HttpLimits::default(),
             egress: EgressSettings::default(),
             secrets: BTreeMap::new(),
         }

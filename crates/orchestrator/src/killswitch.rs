@@ -113,7 +113,11 @@ impl Killswitch {
         } else {
             // A task of its own: a caller who hangs up must not leave a kill half done.
             let (parts, cell) = (Arc::clone(&self.0), Arc::clone(&cell));
-            joined(tokio::spawn(async move { parts.kill(&cell, order).await }).await)?
+            let kill = async move {
+                let priority = &parts.around.priority;
+                priority.first(parts.kill(&cell, order)).await
+            };
+            joined(tokio::spawn(kill).await)?
         };
         if wait_for_cleanup {
             report.status = finished(&cell).await.map(Box::new);
@@ -132,7 +136,11 @@ impl Killswitch {
         hold: bool,
     ) -> Result<KillAllReport, Refusal> {
         let parts = Arc::clone(&self.0);
-        joined(tokio::spawn(async move { parts.kill_all(&scope, &order, hold).await }).await)
+        let kill = async move {
+            let priority = &parts.around.priority;
+            priority.first(parts.kill_all(&scope, &order, hold)).await
+        };
+        joined(tokio::spawn(kill).await)
     }
 
     /// Waits, before this process ends, for word of kills that were answered before the disk took it; not for ever.

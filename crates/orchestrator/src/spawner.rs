@@ -172,7 +172,11 @@ pub async fn launch(
 async fn turn_to_start(around: &Surroundings, kind: SandboxKind) -> Option<SemaphorePermit<'_>> {
     match kind {
         // Never closed.
-        SandboxKind::Process => around.launches.acquire().await.ok(),
+        SandboxKind::Process => {
+            let turn = around.launches.acquire().await.ok();
+            around.priority.stand_aside().await;
+            turn
+        }
         SandboxKind::Docker => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, sync::Arc};
 
-use mosaic_node::AuditLog;
+use mosaic_node::{AuditLog, KillPriority};
 use mosaic_store::SharedStore;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -44,6 +44,8 @@ pub struct Surroundings {
     /// Bounds how many agents come up at once as processes: a flood of spawns leaves a processor to a kill (A30). Engines of
     /// containers have bounds of their own, and one that hangs must hold up nobody else.
     pub launches: Semaphore,
+    /// What lets kills go first.
+    pub priority: KillPriority,
     /// Bounds how many harvests and clean-ups run at once.
     pub chores: Arc<Semaphore>,
     /// Wakes readers of output.

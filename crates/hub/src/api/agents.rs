@@ -8,7 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use mosaic_node::{ApiError, Body, Operator, OptionalBody, PathId, Query};
+use mosaic_node::{ApiError, Body, Node, Operator, OptionalBody, PathId, Query};
 use mosaic_types::{
     AgentId, ConnectionId, ErrorCode, Refusal, RuntimeName, TaskId,
     api::{
@@ -168,20 +168,24 @@ pub(super) async fn status(
 pub(super) async fn kill(
     operator: Operator,
     State(routing): State<Routing>,
+    State(node): State<Node>,
     PathId(agent): PathId<AgentId>,
     OptionalBody(request): OptionalBody<KillRequest>,
 ) -> Result<Json<KillReport>, ApiError> {
     operator.require(Role::Operator)?;
-    Ok(Json(routing.kill(&operator, agent, request).await?))
+    let kill = routing.kill(&operator, agent, request);
+    Ok(Json(node.priority().first(kill).await?))
 }
 
 pub(super) async fn kill_all(
     operator: Operator,
     State(routing): State<Routing>,
+    State(node): State<Node>,
     OptionalBody(request): OptionalBody<KillAllRequest>,
 ) -> Result<Json<FederationKillAll>, ApiError> {
     operator.require(Role::Operator)?;
-    Ok(Json(routing.kill_all(&operator, request).await?))
+    let kill = routing.kill_all(&operator, request);
+    Ok(Json(node.priority().first(kill).await?))
 }
 
 pub(super) async fn result(

@@ -1,5 +1,6 @@
 //! Kills: forwarded whatever else is broken, and never glossed over.
 
+use mosaic_node::HttpLimits;
 use mosaic_types::agent::AgentState;
 use serde_json::{Value, json};
 
@@ -392,5 +393,40 @@ async fn orders_that_were_not_sent_are_audited_too() {
     assert_eq!(outcomes(all), ["unknown-connection", "ok"]);
     let spawns = audited_times(&world, "agent.spawn", 2).await;
     assert_eq!(outcomes(spawns), ["ok", "connection-not-active"]);
+    world.stop().await;
+}
+
+// A30: what an operator asks during a kill goes out once the kill has its answer; other kills go on.
+#[tokio::test]
+async fn a30_what_is_asked_during_a_kill_goes_out_after_it() {
+    let hour = std::time::Duration::from_secs(3600);
+    let limits = HttpLimits {
+        kill_permit_hold: hour,
+        stand_aside: hour,
+        ..HttpLimits::default()
+    };
+    let world = World::start_limited(2, limits).await;
+    let (slow, other) = (world.spawn(0).await, world.spawn(1).await);
+    let kill_of = |agent| format!("/federation/agents/{agent}/kill");
+    let status = format!("/federation/agents/{other}/status");
+    let kill_all = "/federation/agents/kill-all".to_owned();
+    let kills = [(kill_of(slow), "agent.kill"), (kill_all, "agent.killAll")];
+    for (round, (path, command)) in kills.into_iter().enumerate() {
+        world.spokes[0].handler.gate_open.send_replace(false);
+        let killing = world.posting(&path, &json!({}));
+        while world.spokes[0].executed(command) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let asking = tokio::spawn(world.raw(reqwest::Method::GET, &status).send());
+        // While these come and go, so could the question.
+        for _ in 0..8 {
+            world.post(&kill_of(other), json!({})).await.ok();
+        }
+        assert_eq!(world.spokes[1].executed("agent.status"), round);
+        world.spokes[0].handler.gate_open.send_replace(true);
+        killing.await.unwrap().ok();
+        let answer = asking.await.unwrap().unwrap();
+        assert_eq!(answer.status(), reqwest::StatusCode::OK);
+    }
     world.stop().await;
 }

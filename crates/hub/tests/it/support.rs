@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use mosaic_hub::app::{self, Config, Running};
+use mosaic_node::HttpLimits;
 use mosaic_types::{AgentId, ConnectionId, api::Role, connection::Connection};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
@@ -24,10 +25,17 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn start(spokes: usize) -> Self {
+        Self::start_limited(spokes, HttpLimits::default()).await
+    }
+
+    pub(crate) async fn start_limited(spokes: usize, limits: HttpLimits) -> Self {
         let data = tempfile::tempdir().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shutdown = CancellationToken::new();
-        let config = Config::dev(data.path().join("hub"), "hub");
+        let config = Config {
+            limits,
+            ..Config::dev(data.path().join("hub"), "hub")
+        };
         let hub = app::start(config, listener, shutdown.clone())
             .await
             .unwrap();

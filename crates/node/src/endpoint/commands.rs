@@ -114,7 +114,8 @@ impl Endpoint {
         let (answering, answered) = oneshot::channel();
         self.node.tasks().spawn(async move {
             let executed = if request.is_kill() {
-                Executed::done(this.kill(&connection, granted, &request, now).await)
+                let kill = this.kill(&connection, granted, &request, now);
+                Executed::done(this.node.priority().first(kill).await)
             } else {
                 this.execute(&connection, granted, &request, now).await
             };
@@ -159,6 +160,27 @@ impl Endpoint {
                 ErrorCode::Overloaded,
                 "too many commands at once",
             ));
+        };
+        let turn = self.admit(connection, granted, request, now, permit);
+        self.node.priority().in_turn(turn).await
+    }
+
+    /// What [`execute`](Self::execute) does once there is room.
+    async fn admit(
+        &self,
+        connection: &Arc<Connection>,
+        granted: GrantedCommand,
+        request: &ClaimRequest,
+        now: Timestamp,
+        permit: OwnedSemaphorePermit,
+    ) -> Executed {
+        let refuse = |refusal| {
+            let refused = Refused {
+                refusal,
+                message_id: Some(request.message_id()),
+                digest: request.digest(),
+            };
+            Executed::done(self.refuse(connection, &refused, now))
         };
         let command_type = granted.command_type();
         let spawns = command_type == CommandType::AgentSpawn;

@@ -63,7 +63,8 @@ impl Endpoint {
         let request = granted.claim_request();
         // From here on, so that what is decided between the checks and the first line is seen.
         let changes = self.node.connections().changes_of(&connection);
-        match self.open(&connection, granted, &request).await {
+        let opening = self.open(&connection, granted, &request);
+        match self.node.priority().in_turn(opening).await {
             Ok((place, events)) => {
                 let draining = draining.map_or_else(CancellationToken::new, |draining| draining.0);
                 let lines = Lines::new(&self.node, &request, place, events, changes, draining);

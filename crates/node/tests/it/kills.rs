@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use mosaic_node::HttpLimits;
 use mosaic_types::{ErrorCode, command::CommandType, grant::Grants};
 use serde_json::{Value, json};
@@ -238,6 +240,60 @@ async fn a_kill_that_waits_for_a_clean_up_gives_its_permit_back() {
     };
     let (answer, ()) = tokio::join!(slow_answer, others);
     pair.data::<Value>(&slow, &answer);
+    pair.stop().await;
+}
+
+/// A30: what is asked during a kill begins once the kill has its answer, and other kills go on.
+#[tokio::test]
+async fn a30_what_a_peer_asks_during_a_kill_begins_after_it() {
+    let hour = std::time::Duration::from_secs(3600);
+    let limits = HttpLimits {
+        kill_permit_hold: hour,
+        stand_aside: hour,
+        ..HttpLimits::default()
+    };
+    let pair = Pair::connected_with(Grants::full(repositories()), limits).await;
+    let handler = &pair.spoke.handler;
+    handler.shut();
+    let slow = pair.seal(CommandType::AgentKill, &waiting_kill());
+    let asked = pair.seal(CommandType::AgentResult, &agent());
+    let streamed = pair.seal(CommandType::AgentResult, &agent());
+    let answered = AtomicUsize::new(0);
+    let asking = async {
+        soon(handler.until_waiting(1)).await;
+        let answer = pair.send(&asked).await;
+        answered.fetch_add(1, Ordering::SeqCst);
+        answer
+    };
+    let opening = async {
+        soon(handler.until_waiting(1)).await;
+        let bytes = streamed.bytes.clone();
+        let answer = pair.spoke.post("/federation/v1/streams", bytes).await;
+        answered.fetch_add(1, Ordering::SeqCst);
+        answer
+    };
+    let others = async {
+        let all_are_heard = async {
+            while handler.heard.load(Ordering::SeqCst) < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(all_are_heard).await;
+        // While these come and go, so could the others.
+        for _ in 0..8 {
+            let kill = pair.seal(CommandType::AgentKill, &agent());
+            pair.data::<Value>(&kill, &soon(pair.send(&kill)).await);
+        }
+        assert_eq!(handler.executed_of(CommandType::AgentResult), 0);
+        assert_eq!(answered.load(Ordering::SeqCst), 0);
+        handler.gate.add_permits(1);
+    };
+    let (killed, asked_of, opened, ()) = tokio::join!(pair.send(&slow), asking, opening, others);
+    pair.data::<Value>(&slow, &killed);
+    let refusal = pair.refusal(&asked, &asked_of);
+    assert_eq!(refusal.code, ErrorCode::UnknownAgent);
+    let refusal = pair.refusal(&streamed, &opened);
+    assert_eq!(refusal.code, ErrorCode::InvalidRequest);
     pair.stop().await;
 }
 

@@ -1,7 +1,8 @@
 //! Kills and holds of a whole spoke: what is answered, what is on record, what is left.
 
-use std::{os::unix::process::ExitStatusExt as _, process::Command};
+use std::{os::unix::process::ExitStatusExt as _, process::Command, time::Duration};
 
+use futures_util::FutureExt as _;
 use mosaic_e2e::api::eventually;
 use mosaic_types::{
     AgentId,
@@ -14,6 +15,9 @@ use crate::{
     rig::{FOREVER, PATIENCE, Spoke, git},
     sandbox::rig::{skip_unless, write_program},
 };
+
+/// Longer than any test.
+const FOR_GOOD: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
 async fn a22_a_killed_agents_uncommitted_work_is_salvaged() {
@@ -587,5 +591,83 @@ async fn a8_a_start_that_hangs_keeps_nobody_else_alive() {
         let status = spoke.finished(agent).await;
         assert_eq!(status.state, ObservedState::Killed, "{status:#?}");
     }
+    spoke.stop().await;
+}
+
+/// A30: what the operator asks goes by turns once there was a kill; kills need none.
+#[tokio::test]
+async fn a30_whoever_does_not_kill_waits_for_a_turn_after_a_kill() {
+    for whom in ["one", "all"] {
+        let spoke = Spoke::start_with(|config| {
+            config.http.turns = 1;
+            config.http.turn_hold = FOR_GOOD;
+            config.http.by_turns = FOR_GOOD;
+        })
+        .await;
+        let agent = spoke.spawn(FOREVER).await;
+        spoke.becomes(agent, ObservedState::Running).await;
+        let kill = match whom {
+            "one" => format!("/agents/{agent}/kill"),
+            _ => "/agents/kill-all".to_owned(),
+        };
+        let (code, answer) = spoke.call(Method::POST, &kill, None).await;
+        assert_eq!(code, StatusCode::OK, "{answer}");
+        // Somebody has the one turn there is.
+        let mut turn = Box::pin(
+            spoke
+                .node()
+                .priority()
+                .in_turn(std::future::pending::<()>()),
+        );
+        assert!(turn.as_mut().now_or_never().is_none());
+        let asking = spoke.call(Method::GET, "/agents", None);
+        let kills = async {
+            // While these come and go, so could the question.
+            for _ in 0..8 {
+                for path in [&kill, "/agents/kill-all"] {
+                    let (code, answer) = spoke.call(Method::POST, path, None).await;
+                    assert_eq!(code, StatusCode::OK, "{answer}");
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = asking => panic!("{whom}: {answer:?}"),
+            () = kills => {}
+        }
+        drop(turn);
+        spoke.stop().await;
+    }
+}
+
+/// A30: no process comes up while a kill is under way.
+#[tokio::test]
+async fn a30_an_agent_comes_up_once_a_kill_is_over() {
+    let spoke = Spoke::start_with(|config| {
+        config.limits.max_running = 1;
+        config.http.kill_permit_hold = FOR_GOOD;
+        config.http.stand_aside = FOR_GOOD;
+    })
+    .await;
+    let first = spoke.spawn(FOREVER).await;
+    spoke.becomes(first, ObservedState::Running).await;
+    let next = spoke.spawn(FOREVER).await;
+    let (end, ending) = tokio::sync::oneshot::channel::<()>();
+    let priority = spoke.node().priority().clone();
+    let killing = tokio::spawn(async move { priority.first(ending).await });
+    // Its slot is free, and its tree is made.
+    spoke.kill(first).await;
+    let tree = spoke.data_dir().join(format!("agents/{next}/work"));
+    eventually("the next one's tree", async || {
+        tree.join("README").exists().then_some(())
+    })
+    .await;
+    for _ in 0..16 {
+        spoke.kill(first).await;
+    }
+    assert!(!spoke.runs(next));
+    end.send(()).unwrap();
+    killing.await.unwrap().unwrap();
+    spoke.becomes(next, ObservedState::Running).await;
     spoke.stop().await;
 }

@@ -1,69 +1,125 @@
 //! Kills while a peer spawns and asks on 64 connections without pause, beside kills in peace, in the same run.
+//!
+//! Both one after another, and each so long after the one before that what the nodes do for a kill to come is over: one
+//! that nobody expects.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use mosaic_e2e::flood::{CONNECTIONS, Flood, Source, is_spawn};
 
 use crate::{
     Bench,
-    kill::kill_these,
+    kill::{Killed, kill_these},
     report::{Aim, Report, verdict},
-    scene::Stack,
+    scene::{Sleeper, Stack},
     stats::{median, millis, percentile, spread},
 };
 
 const AGENTS: usize = 100;
+/// Longer than others go by turns after a kill.
+const APART: Duration = Duration::from_millis(200);
+
+/// Kills in one manner, over all rounds.
+struct Manner {
+    name: &'static str,
+    pause: Duration,
+    idle: Figures,
+    flooded: Figures,
+    ratio: Vec<f64>,
+}
+
+#[derive(Default)]
+struct Figures {
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    own_p99: Vec<f64>,
+}
+
+impl Manner {
+    fn new(name: &'static str, pause: Duration) -> Self {
+        Self {
+            name,
+            pause,
+            idle: Figures::default(),
+            flooded: Figures::default(),
+            ratio: Vec::new(),
+        }
+    }
+
+    /// Both, on different agents. How many requests the flood made.
+    async fn round(&mut self, stack: &Stack, sleepers: &[Sleeper]) -> anyhow::Result<u64> {
+        let (peace, war) = sleepers.split_at(sleepers.len() / 2);
+        let idle = kill_these(stack, peace, self.pause).await?;
+        let last = war.last().context("nobody to ask for")?;
+        let operator = Arc::new(Operator::new(stack, &last.agent));
+        let flood = Flood::start(stack.hub.clone(), CONNECTIONS, operator);
+        let flooded = kill_these(stack, war, self.pause).await;
+        let asked = flood.stop()?;
+        let (idle, flooded) = (self.idle.take(&idle), self.flooded.take(&flooded?));
+        self.ratio.push(flooded / idle);
+        Ok(asked)
+    }
+
+    fn tell(&self, report: &mut Report, agents: usize) {
+        for (figures, name) in [(&self.idle, "idle"), (&self.flooded, "flooded")] {
+            let beside = (name == "flooded").then(|| {
+                let aim = verdict(median(&self.ratio), Aim::Under(3.0), "");
+                (spread(&self.ratio, ""), aim)
+            });
+            let (beside, aim) = beside.unwrap_or_default();
+            report.row(&[
+                format!("{name}, {agents} {}", self.name),
+                spread(&figures.p50, " ms"),
+                spread(&figures.p99, " ms"),
+                spread(&figures.own_p99, " ms"),
+                beside,
+                aim,
+            ]);
+        }
+    }
+}
+
+impl Figures {
+    /// Takes a round in, and gives its p99.
+    fn take(&mut self, killed: &Killed) -> f64 {
+        let p99 = millis(percentile(&killed.answered, 99));
+        self.p50.push(millis(percentile(&killed.answered, 50)));
+        self.p99.push(p99);
+        self.own_p99.push(millis(percentile(&killed.proven, 99)));
+        p99
+    }
+}
 
 pub(crate) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Result<()> {
     let stack = Stack::start(bench, 1)?;
     let agents = if bench.quick { AGENTS / 5 } else { AGENTS };
-    let mut p99 = [Vec::new(), Vec::new()];
-    let mut own_p99 = [Vec::new(), Vec::new()];
-    let mut ratio = Vec::new();
+    let mut manners = [
+        Manner::new("one after another", Duration::ZERO),
+        Manner::new("each by itself", APART),
+    ];
     let mut asked = 0;
     for _ in 0..bench.rounds(3) {
-        let sleepers = stack.sleepers(0, 2 * agents).await?;
-        let (peace, war) = sleepers.split_at(agents);
-        let idle = kill_these(&stack, peace).await?;
-        let last = war.last().context("nobody to ask for")?;
-        let operator = Arc::new(Operator::new(&stack, &last.agent));
-        let flood = Flood::start(stack.hub.clone(), CONNECTIONS, operator);
-        let flooded = kill_these(&stack, war).await;
-        asked += flood.stop()?;
-        for (at, killed) in [idle, flooded?].iter().enumerate() {
-            p99[at].push(millis(percentile(&killed.answered, 99)));
-            own_p99[at].push(millis(percentile(&killed.proven, 99)));
+        for manner in &mut manners {
+            let sleepers = stack.sleepers(0, 2 * agents).await?;
+            asked += manner.round(&stack, &sleepers).await?;
+            stack.quiet(0).await?;
         }
-        let last = |values: &[f64]| values.last().copied().unwrap_or(f64::NAN);
-        ratio.push(last(&p99[1]) / last(&p99[0]));
     }
     ensure!(asked > 0, "there was no flood");
     report.table(
-        "Kill of one, p99, beside a flood: 64 connections that spawn and ask without pause",
+        "Kill of one beside a flood: 64 connections that spawn and ask without pause",
         &[
             "",
-            "answered",
-            "the orchestrator's own",
-            "beside idle",
+            "p50",
+            "p99",
+            "the orchestrator's own p99",
+            "p99 beside idle",
             "aim",
         ],
     );
-    for (at, name) in ["idle", "flooded"].into_iter().enumerate() {
-        let beside = (at == 1).then(|| {
-            (
-                spread(&ratio, ""),
-                verdict(median(&ratio), Aim::Under(3.0), ""),
-            )
-        });
-        let (beside, aim) = beside.unwrap_or_default();
-        report.row(&[
-            format!("{name}, {agents} times"),
-            spread(&p99[at], " ms"),
-            spread(&own_p99[at], " ms"),
-            beside,
-            aim,
-        ]);
+    for manner in &manners {
+        manner.tell(report, agents);
     }
     report.line(format!("\nThe flood made {asked} requests."));
     stack.finish()

@@ -83,16 +83,21 @@ pub(crate) struct Killed {
 /// Kills agents one after another. All of them run at first, and what is left of one is put away while the next is killed.
 async fn kill_each(stack: &Stack, spoke: usize, agents: usize) -> anyhow::Result<Killed> {
     let sleepers = stack.sleepers(spoke, agents).await?;
-    let killed = kill_these(stack, &sleepers).await?;
+    let killed = kill_these(stack, &sleepers, Duration::ZERO).await?;
     stack.quiet(spoke).await?;
     Ok(killed)
 }
 
-/// Kills these one after another, by one connection.
-pub(crate) async fn kill_these(stack: &Stack, sleepers: &[Sleeper]) -> anyhow::Result<Killed> {
+/// Kills these one after another, by one connection, each so long after the answer to the one before.
+pub(crate) async fn kill_these(
+    stack: &Stack,
+    sleepers: &[Sleeper],
+    pause: Duration,
+) -> anyhow::Result<Killed> {
     let mut wire = stack.hub.connect().await?;
     let mut killed = Killed::default();
     for sleeper in sleepers {
+        tokio::time::sleep(pause).await;
         ensure!(sleeper.is_alive(), "an agent ended by itself");
         let path = format!("/api/v1/federation/agents/{}/kill", sleeper.agent);
         let answer = wire
