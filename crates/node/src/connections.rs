@@ -2,8 +2,9 @@
 //!
 //! Reads never touch the store, so that a peer's kill is verified with the store gone. Changes go through the store
 //! first, one at a time, and are carried through whoever hangs up meanwhile: what is on record is in force. The exception
-//! is a move that takes a connection out of use: in memory that holds before the store is asked. If the store fails, the
-//! caller is told that a restart would undo it, and asking again makes it last.
+//! is a move that takes a connection out of use: in memory that holds before the store is asked, and before its turn comes
+//! behind changes that the store is still at (F15). If the store fails, the caller is told that a restart would undo it,
+//! and asking again makes it last.
 //!
 //! What the store forgets to make room for a new connection is forgotten here too: memory is no larger than the table,
 //! and a restart changes nothing.
@@ -50,10 +51,29 @@ struct Entry {
     connection: Arc<Connection>,
     /// As it is on record, where that differs: the store has not taken, or not yet, what holds in memory.
     stored: Option<Arc<Connection>>,
+    /// How many moves that take it out of use wait for their turn. While there are any, it is not in use in memory.
+    leaving: usize,
     /// The connection's keys, enrolled once.
     keyring: Arc<Keyring>,
     state: watch::Sender<ConnectionState>,
     changes: watch::Sender<Arc<Connection>>,
+}
+
+impl Entry {
+    fn show(&mut self, connection: Arc<Connection>) {
+        self.connection = Arc::clone(&connection);
+        self.state.send_replace(connection.state);
+        self.changes.send_replace(connection);
+    }
+
+    /// In memory; on record it is `stored` until the store has taken what becomes of it.
+    fn suspend(&mut self, stored: Arc<Connection>) {
+        self.show(Arc::new(Connection {
+            state: ConnectionState::Suspended,
+            ..(*stored).clone()
+        }));
+        self.stored = Some(stored);
+    }
 }
 
 impl Table {
@@ -71,24 +91,26 @@ impl Table {
             }
             self.by_peer.insert(connection.peer.clone(), id);
         }
-        let state = connection.state;
         let mut keyring = Keyring::default();
         keyring.add(&connection);
         let keyring = Arc::new(keyring);
         match self.by_id.get_mut(&id) {
             Some(entry) => {
-                entry.connection = Arc::clone(&connection);
-                entry.stored = None;
                 entry.keyring = keyring;
-                entry.state.send_replace(state);
-                entry.changes.send_replace(connection);
+                if entry.leaving > 0 && connection.state == ConnectionState::Active {
+                    entry.suspend(connection);
+                } else {
+                    entry.stored = None;
+                    entry.show(connection);
+                }
             }
             None => {
                 let entry = Entry {
                     connection: Arc::clone(&connection),
                     stored: None,
+                    leaving: 0,
                     keyring,
-                    state: watch::Sender::new(state),
+                    state: watch::Sender::new(connection.state),
                     changes: watch::Sender::new(connection),
                 };
                 self.by_id.insert(id, entry);
@@ -220,62 +242,102 @@ impl Connections {
         &self,
         id: ConnectionId,
         actor: Actor,
-        f: impl Fn(&Connection, Timestamp) -> Result<Connection, E>,
+        f: impl Fn(&Connection, Timestamp) -> Result<Connection, E> + Send + 'static,
     ) -> Result<Arc<Connection>, Refusal> {
-        let turn = Arc::clone(&self.changes).lock_owned().await;
-        let known = self.read(|table| {
-            let entry = table.by_id.get(&id)?;
-            Some((Arc::clone(&entry.connection), entry.stored.clone()))
+        let is_out_already = self.take_out_of_use_if(id, &f);
+        let this = self.clone();
+        carried_through(async move { this.change_in_turn(id, actor, f, is_out_already).await })
+            .await
+    }
+
+    async fn change_in_turn<E: Into<Refusal>>(
+        &self,
+        id: ConnectionId,
+        actor: Actor,
+        f: impl Fn(&Connection, Timestamp) -> Result<Connection, E>,
+        is_out_already: bool,
+    ) -> Result<Arc<Connection>, Refusal> {
+        let _turn = self.changes.lock().await;
+        let now = Timestamp::now();
+        let (from, next) = self.next(id, is_out_already, |connection| {
+            f(connection, now).map_err(Into::into)
+        })?;
+        let audit = event(actor, verb(from.state, next.state), &next, now);
+        let leaves = from.state == ConnectionState::Active && next.state != ConnectionState::Active;
+        if leaves {
+            self.write(|table| {
+                if let Some(entry) = table.by_id.get_mut(&id) {
+                    entry.suspend(Arc::clone(&from));
+                }
+            });
+        }
+        match self.store.save_connection(next.clone(), audit).await {
+            Ok(_) => Ok(self.put(next)),
+            Err(error) if leaves => {
+                let refusal = store_refusal(&error);
+                let message = &refusal.message;
+                Err(Refusal {
+                    message: format!("{message}; the connection is out of use until a restart"),
+                    ..refusal
+                })
+            }
+            Err(error) => Err(store_refusal(&error)),
+        }
+    }
+
+    /// What a change makes of a connection whose turn has come, and of what.
+    fn next(
+        &self,
+        id: ConnectionId,
+        is_out_already: bool,
+        f: impl Fn(&Connection) -> Result<Connection, Refusal>,
+    ) -> Result<(Arc<Connection>, Connection), Refusal> {
+        let mut known = None;
+        self.write(|table| {
+            if let Some(entry) = table.by_id.get_mut(&id) {
+                entry.leaving -= usize::from(is_out_already);
+                known = Some((Arc::clone(&entry.connection), entry.stored.clone()));
+            }
         });
         let (current, stored) = known.ok_or_else(|| {
             Refusal::new(ErrorCode::UnknownConnection, "no connection of that id")
         })?;
-        let now = Timestamp::now();
-        let (from, next) = match (f(&current, now), stored) {
-            (Ok(next), _) => (current, next),
-            (Err(refused), Some(stored)) => {
-                let next = f(&stored, now).map_err(|_| refused.into())?;
-                (stored, next)
-            }
-            (Err(refused), None) => return Err(refused.into()),
+        // What took it out of use in memory was asked of what is on record.
+        let (first, second) = match stored {
+            Some(stored) if is_out_already => (stored, Some(current)),
+            stored => (current, stored),
         };
-        let audit = event(actor, verb(from.state, next.state), &next, now);
-        let leaves = from.state == ConnectionState::Active && next.state != ConnectionState::Active;
-        if leaves {
-            self.take_out_of_use(&from);
+        match (f(&first), second) {
+            (Ok(next), _) => Ok((first, next)),
+            (Err(refusal), Some(second)) => {
+                let next = f(&second).map_err(|_| refusal)?;
+                Ok((second, next))
+            }
+            (Err(refusal), None) => Err(refusal),
         }
-        let this = self.clone();
-        let saving = async move {
-            let _turn = turn;
-            match this.store.save_connection(next.clone(), audit).await {
-                Ok(_) => Ok(this.put(next)),
-                Err(error) => Err(store_refusal(&error)),
-            }
-        };
-        carried_through(saving).await.map_err(|refusal| {
-            if !leaves {
-                return refusal;
-            }
-            let message = &refusal.message;
-            Refusal {
-                message: format!("{message}; the connection is out of use until a restart"),
-                ..refusal
-            }
-        })
     }
 
-    /// In memory, until the store has taken what becomes of it.
-    fn take_out_of_use(&self, connection: &Arc<Connection>) {
-        let suspended = Connection {
-            state: ConnectionState::Suspended,
-            ..(**connection).clone()
-        };
+    /// Takes a connection out of use in memory if that is what `f` makes of it. Whether it did; then its turn is awaited.
+    fn take_out_of_use_if<E>(
+        &self,
+        id: ConnectionId,
+        f: &impl Fn(&Connection, Timestamp) -> Result<Connection, E>,
+    ) -> bool {
+        let mut is_out = false;
         self.write(|table| {
-            table.put(Arc::new(suspended));
-            if let Some(entry) = table.by_id.get_mut(&connection.connection_id) {
-                entry.stored = Some(Arc::clone(connection));
+            let Some(entry) = table.by_id.get_mut(&id) else {
+                return;
+            };
+            let leaves = entry.connection.state == ConnectionState::Active
+                && f(&entry.connection, Timestamp::now())
+                    .is_ok_and(|next| next.state != ConnectionState::Active);
+            if leaves {
+                entry.suspend(Arc::clone(&entry.connection));
+                entry.leaving += 1;
+                is_out = true;
             }
         });
+        is_out
     }
 
     /// Saves a connection that is new, or the next version of one, decided by `f` under the lock that all changes

@@ -216,7 +216,7 @@ impl Node {
         grants: Grants,
         actor: Actor,
     ) -> Result<Arc<Connection>, Refusal> {
-        let accept = |connection: &Connection, now| {
+        let accept = move |connection: &Connection, now| {
             if connection.outgoing {
                 return Err(Refusal::new(
                     ErrorCode::ConnectionNotActive,
@@ -274,8 +274,9 @@ impl Node {
         actor: Actor,
         next: fn(&Connection, Timestamp) -> Result<Connection, ConnectionError>,
     ) -> Result<Arc<Connection>, Refusal> {
-        let change =
-            |connection: &Connection, now| next(connection, now).map_err(|error| error.refusal());
+        let change = move |connection: &Connection, now| {
+            next(connection, now).map_err(|error| error.refusal())
+        };
         self.connections().change(id, actor, change).await
     }
 }

@@ -2,7 +2,7 @@ use futures_util::FutureExt as _;
 use mosaic_federation::{connect::seal_connect, token::PeeringToken};
 use mosaic_node::{HttpLimits, Node};
 use mosaic_types::{
-    ConnectionId, Timestamp,
+    ConnectionId, Refusal, Timestamp,
     audit::{Actor, AuditEvent},
     command::CommandType,
     connection::{Connection, ConnectionState},
@@ -328,6 +328,40 @@ async fn f15_a_suspension_whose_caller_hangs_up_is_carried_through() {
     assert!(suspension.now_or_never().is_none(), "the store was asked");
     assert_eq!(pair.to_hub().state, ConnectionState::Suspended, "at once");
     // After it, and of the version that it made.
+    let resumed = node.resume(id, Actor::System).await.unwrap();
+    assert_eq!(resumed.state, ConnectionState::Active);
+    assert_eq!(
+        *node.store().connections().await.unwrap(),
+        [(*resumed).clone()]
+    );
+    pair.stop().await;
+}
+
+/// Whatever change the store is still at: it holds in memory before its turn comes, and what that change makes of the
+/// connection does not undo it.
+#[tokio::test]
+async fn f15_a_suspension_waits_for_no_other_change() {
+    let pair = Pair::connected().await;
+    let (node, id) = (&pair.spoke.node, pair.to_hub().connection_id);
+    let renamed = |connection: &Connection, now| {
+        Ok::<_, Refusal>(Connection {
+            name: "renamed".to_owned(),
+            updated_at: now,
+            version: connection.version + 1,
+            ..connection.clone()
+        })
+    };
+    let connections = node.connections();
+    let mut renaming = Box::pin(connections.change(id, Actor::System, renamed));
+    assert!(renaming.as_mut().now_or_never().is_none());
+    // Whether or not whoever asked for it waits.
+    assert!(node.suspend(id, Actor::System).now_or_never().is_none());
+    assert_eq!(pair.to_hub().state, ConnectionState::Suspended, "at once");
+    let command = pair.seal(CommandType::AgentStatus, &agent());
+    assert_eq!(pair.send(&command).await.status, 401);
+    renaming.await.unwrap();
+    assert_eq!(pair.to_hub().state, ConnectionState::Suspended, "still");
+    assert_eq!(pair.to_hub().name, "renamed");
     let resumed = node.resume(id, Actor::System).await.unwrap();
     assert_eq!(resumed.state, ConnectionState::Active);
     assert_eq!(

@@ -69,6 +69,14 @@ pub enum WorktreeError {
         /// What the tool or the server said, bounded and redacted.
         detail: String,
     },
+    /// The repository was reached, and does not take the branch.
+    #[error("repository {repository} refuses the branch: {detail}")]
+    BranchRefused {
+        /// The repository asked for.
+        repository: RepositoryUrl,
+        /// Why, in git's or the server's words, bounded and redacted.
+        detail: String,
+    },
     /// Fetching took longer than configured.
     #[error("fetching repository {repository} exceeded {limit_secs} s")]
     FetchTimedOut {
@@ -211,7 +219,7 @@ impl WorktreeError {
             | Self::GitMissing { .. }
             | Self::MirrorBusy { .. } => ErrorCode::RepositoryUnavailable,
             Self::BranchNotFound { .. } => ErrorCode::UnknownBranch,
-            Self::PreparedOtherwise { .. } => ErrorCode::Conflict,
+            Self::PreparedOtherwise { .. } | Self::BranchRefused { .. } => ErrorCode::Conflict,
             Self::DiskFull { .. } => ErrorCode::DiskFull,
             Self::Credential { .. }
             | Self::CredentialPattern { .. }

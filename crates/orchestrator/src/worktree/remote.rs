@@ -503,6 +503,11 @@ fn failure(url: &RepositoryUrl, detail: &str, presented: bool) -> WorktreeError 
             repository,
             detail: detail.to_owned(),
         }
+    } else if let Some(refusal) = push_refusal(detail) {
+        WorktreeError::BranchRefused {
+            repository,
+            detail: refusal.to_owned(),
+        }
     } else if says(&["does not appear to be a git repository"]) {
         WorktreeError::NotARepository {
             repository,
@@ -521,4 +526,17 @@ fn failure(url: &RepositoryUrl, detail: &str, presented: bool) -> WorktreeError 
         };
         WorktreeError::RepositoryUnreachable { repository, detail }
     }
+}
+
+/// Why a push was refused, of what git says: ` ! [remote rejected] ours -> theirs (why)`.
+fn push_refusal(detail: &str) -> Option<&str> {
+    let (_, refused) = detail
+        .split_once("! [rejected]")
+        .or_else(|| detail.split_once("! [remote rejected]"))?;
+    let line = refused.split("; ").next()?;
+    let (_, why) = line.trim_end().strip_suffix(')')?.rsplit_once(" (")?;
+    Some(match why {
+        "non-fast-forward" | "fetch first" => "it has another one of that name",
+        other => other,
+    })
 }

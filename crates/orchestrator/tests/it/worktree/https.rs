@@ -19,6 +19,7 @@ use super::support::*;
 use crate::{
     git_server::{GitServer, Trouble, USER},
     rig::PATIENCE,
+    sandbox::rig::write_program,
 };
 
 const TOKEN: &str = "t0ken-of-the-spoke";
@@ -258,8 +259,17 @@ async fn a_branch_is_fetched_and_pushed_over_https() {
     // What somebody else put there stays.
     let (other, _) = remote.with_work().await;
     git(&remote.bare(), &["update-ref", &there(other), &commit]);
-    remote.not_pushed(other).await;
+    let why = remote.not_pushed(other).await;
+    let refused = "refuses the branch: it has another one of that name";
+    assert!(why.ends_with(refused), "{why}");
     assert_eq!(remote.has(other), commit);
+    // So does a repository whose hook wants nothing.
+    let (third, _) = remote.with_work().await;
+    let hook = remote.bare().join("hooks/pre-receive");
+    write_program(&hook, "#!/bin/sh\necho we take nothing today\nexit 1\n");
+    let why = remote.not_pushed(third).await;
+    let refused = "refuses the branch: pre-receive hook declined";
+    assert!(why.ends_with(refused), "{why}");
 }
 
 #[tokio::test]
