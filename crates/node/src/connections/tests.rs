@@ -57,3 +57,33 @@ fn a_key_stays_with_the_connection_that_showed_it_first() {
     table.put(Arc::clone(&hub));
     assert_eq!(owner(&table, 1), Some(hub.connection_id));
 }
+
+/// F15: what another change makes of a connection does not undo a move that waits for its turn.
+#[test]
+fn f15_what_is_to_leave_stays_out_of_use_whatever_comes_before_its_turn() {
+    let hub = connection('a', &['a'], ConnectionState::Active);
+    let id = hub.connection_id;
+    let mut table = Table::default();
+    table.put(Arc::clone(&hub));
+    let entry = table.by_id.get_mut(&id).unwrap();
+    entry.suspend(Arc::clone(&hub));
+    entry.leaving = 1;
+    let changes = entry.changes.subscribe();
+    let at = |version, state| {
+        Arc::new(Connection {
+            state,
+            version,
+            ..(*hub).clone()
+        })
+    };
+    table.put(at(2, ConnectionState::Active));
+    let entry = &table.by_id[&id];
+    assert_eq!(*entry.connection, *at(2, ConnectionState::Suspended));
+    assert_eq!(*changes.borrow(), entry.connection);
+    assert_eq!(entry.stored, Some(at(2, ConnectionState::Active)));
+    // What ends it is seen as it is.
+    table.put(at(3, ConnectionState::Disconnected));
+    let entry = &table.by_id[&id];
+    assert_eq!(*entry.connection, *at(3, ConnectionState::Disconnected));
+    assert_eq!(entry.stored, None);
+}
