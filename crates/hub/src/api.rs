@@ -44,23 +44,23 @@ pub fn routes(node: Node, routing: Routing) -> Router {
         node: node.clone(),
         routing,
     };
-    let kills = Router::new()
+    let orders = Router::new()
+        .route("/federation/agents/spawn", post(agents::spawn))
         .route("/federation/agents/kill-all", post(agents::kill_all))
         .route("/federation/agents/{agentId}/kill", post(agents::kill))
+        .route("/federation/kills/{intentId}", delete(kills::cancel))
         .with_state(state.clone());
-    let others = Router::new()
+    let questions = Router::new()
         .route("/federation/agents", get(agents::list))
-        .route("/federation/agents/spawn", post(agents::spawn))
         .route("/federation/agents/{agentId}/status", get(agents::status))
         .route("/federation/agents/{agentId}/events", get(events::events))
         .route("/federation/agents/{agentId}/result", get(agents::result))
         .route("/federation/kills", get(kills::list))
-        .route("/federation/kills/{intentId}", delete(kills::cancel))
         .route("/federation/commands/{messageId}", get(instance::command))
         .route("/federation/connections/{id}/ping", get(instance::ping))
         .route("/instance", get(instance::instance))
         .with_state(state);
-    kills
-        .merge(mosaic_node::in_turn(node.priority().clone(), others))
+    orders
+        .merge(mosaic_node::in_turn(node.clone(), questions))
         .merge(mosaic_node::operator_routes(node))
 }

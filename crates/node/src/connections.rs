@@ -12,6 +12,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, PoisonError, RwLock},
+    task::Poll,
 };
 
 use mosaic_federation::key::Keyring;
@@ -25,6 +26,10 @@ use mosaic_types::{
 use tokio::sync::watch;
 
 use crate::http::problem::store_refusal;
+
+/// Moves that take a connection out of use and wait for their turn although nobody may wait for them. One more waits like
+/// any other change.
+const MAX_LEAVING: usize = 8;
 
 /// See the module documentation.
 #[derive(Clone)]
@@ -51,7 +56,8 @@ struct Entry {
     connection: Arc<Connection>,
     /// As it is on record, where that differs: the store has not taken, or not yet, what holds in memory.
     stored: Option<Arc<Connection>>,
-    /// How many moves that take it out of use wait for their turn. While there are any, it is not in use in memory.
+    /// How many moves that take it out of use wait for their turn. While there are any, it is not in use in memory,
+    /// whatever comes before them.
     leaving: usize,
     /// The connection's keys, enrolled once.
     keyring: Arc<Keyring>,
@@ -244,10 +250,25 @@ impl Connections {
         actor: Actor,
         f: impl Fn(&Connection, Timestamp) -> Result<Connection, E> + Send + 'static,
     ) -> Result<Arc<Connection>, Refusal> {
-        let is_out_already = self.take_out_of_use_if(id, &f);
         let this = self.clone();
-        carried_through(async move { this.change_in_turn(id, actor, f, is_out_already).await })
-            .await
+        let is_out_already = self.take_out_of_use_if(id, &f);
+        let mut turn = Box::pin(Arc::clone(&self.changes).lock_owned());
+        // In the queue from here on, before whatever the caller asks for next.
+        let taken = match futures_util::poll!(&mut turn) {
+            Poll::Ready(taken) => Some(taken),
+            // Others wait here: whoever hangs up leaves nothing behind that waits.
+            Poll::Pending if !is_out_already => Some((&mut turn).await),
+            Poll::Pending => None,
+        };
+        carried_through(async move {
+            let taken = match taken {
+                Some(taken) => taken,
+                None => turn.await,
+            };
+            this.change_in_turn(id, actor, f, is_out_already, taken)
+                .await
+        })
+        .await
     }
 
     async fn change_in_turn<E: Into<Refusal>>(
@@ -256,8 +277,8 @@ impl Connections {
         actor: Actor,
         f: impl Fn(&Connection, Timestamp) -> Result<Connection, E>,
         is_out_already: bool,
+        _turn: tokio::sync::OwnedMutexGuard<()>,
     ) -> Result<Arc<Connection>, Refusal> {
-        let _turn = self.changes.lock().await;
         let now = Timestamp::now();
         let (from, next) = self.next(id, is_out_already, |connection| {
             f(connection, now).map_err(Into::into)
@@ -295,18 +316,19 @@ impl Connections {
         let mut known = None;
         self.write(|table| {
             if let Some(entry) = table.by_id.get_mut(&id) {
+                // What a move that waits has made of it in memory is nobody's to build on.
+                let only_stored = entry.leaving > 0;
                 entry.leaving -= usize::from(is_out_already);
-                known = Some((Arc::clone(&entry.connection), entry.stored.clone()));
+                let current = Arc::clone(&entry.connection);
+                known = Some(match (entry.stored.clone(), only_stored) {
+                    (Some(stored), true) => (stored, None),
+                    (stored, _) => (current, stored),
+                });
             }
         });
-        let (current, stored) = known.ok_or_else(|| {
+        let (first, second) = known.ok_or_else(|| {
             Refusal::new(ErrorCode::UnknownConnection, "no connection of that id")
         })?;
-        // What took it out of use in memory was asked of what is on record.
-        let (first, second) = match stored {
-            Some(stored) if is_out_already => (stored, Some(current)),
-            stored => (current, stored),
-        };
         match (f(&first), second) {
             (Ok(next), _) => Ok((first, next)),
             (Err(refusal), Some(second)) => {
@@ -317,27 +339,34 @@ impl Connections {
         }
     }
 
-    /// Takes a connection out of use in memory if that is what `f` makes of it. Whether it did; then its turn is awaited.
+    /// Takes a connection out of use in memory, and keeps it so, if that is what `f` makes of it, or would if what comes
+    /// before had put it into use. Whether it did; then the move is to be carried through.
     fn take_out_of_use_if<E>(
         &self,
         id: ConnectionId,
         f: &impl Fn(&Connection, Timestamp) -> Result<Connection, E>,
     ) -> bool {
-        let mut is_out = false;
+        let mut leaves = false;
         self.write(|table| {
             let Some(entry) = table.by_id.get_mut(&id) else {
                 return;
             };
-            let leaves = entry.connection.state == ConnectionState::Active
-                && f(&entry.connection, Timestamp::now())
-                    .is_ok_and(|next| next.state != ConnectionState::Active);
-            if leaves {
-                entry.suspend(Arc::clone(&entry.connection));
-                entry.leaving += 1;
-                is_out = true;
+            let current = Arc::clone(&entry.connection);
+            if current.state == ConnectionState::Disconnected || entry.leaving >= MAX_LEAVING {
+                return;
+            }
+            let in_use = Connection {
+                state: ConnectionState::Active,
+                ..(*current).clone()
+            };
+            leaves = f(&in_use, Timestamp::now())
+                .is_ok_and(|next| next.state != ConnectionState::Active);
+            entry.leaving += usize::from(leaves);
+            if leaves && current.state == ConnectionState::Active {
+                entry.suspend(current);
             }
         });
-        is_out
+        leaves
     }
 
     /// Saves a connection that is new, or the next version of one, decided by `f` under the lock that all changes

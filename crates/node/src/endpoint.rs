@@ -115,6 +115,8 @@ pub(crate) struct Endpoint {
     kill_claims: Mutex<KillClaims>,
     answered_kills: kills::AnsweredKills,
     commands: Arc<Semaphore>,
+    /// For what changes something, when all of `commands` are taken.
+    changes: Arc<Semaphore>,
     kills: Arc<Semaphore>,
     kill_shares: kills::KillShares,
     /// Durable claims of kills that are being written.
@@ -146,6 +148,7 @@ impl Endpoint {
             kill_claims: Mutex::new(kill_claims),
             answered_kills: kills::AnsweredKills::default(),
             commands: Arc::new(Semaphore::new(limits.max_commands)),
+            changes: Arc::new(Semaphore::new(limits.reserved_changes)),
             kills: Arc::new(Semaphore::new(limits.reserved_kills)),
             kill_shares: kills::KillShares::new(limits),
             kill_records: Arc::new(Semaphore::new(limits.reserved_kills)),

@@ -11,12 +11,12 @@ pub mod serve;
 
 use axum::{
     Router,
-    extract::{Request, State},
+    extract::{FromRequestParts as _, Request, State},
     middleware::{self, Next},
 };
 use mosaic_types::{ErrorCode, Refusal};
 
-use crate::priority::KillPriority;
+use crate::node::Node;
 
 pub use events::EventsRequest;
 pub use extract::{Body, OptionalBody, PathId, Query};
@@ -24,12 +24,18 @@ pub use operator::Operator;
 pub use problem::ApiError;
 pub use serve::{Draining, serve};
 
-/// These routes, whose requests stand aside for kills. Those of kills, and those that end what somebody may do, are others.
-pub fn in_turn(priority: KillPriority, router: Router) -> Router {
-    let turn = async |State(priority): State<KillPriority>, request: Request, next: Next| {
-        priority.in_turn(next.run(request)).await
+/// These routes, on which operators only ask, and stand aside for kills. Whoever is no operator takes nobody's turn.
+pub fn in_turn(node: Node, router: Router) -> Router {
+    let turn = async |State(node): State<Node>, request: Request, next: Next| {
+        let (mut parts, body) = request.into_parts();
+        let operator = Operator::from_request_parts(&mut parts, &node).await;
+        let answering = next.run(Request::from_parts(parts, body));
+        match operator {
+            Ok(_) => node.priority().in_turn(answering).await,
+            Err(_) => answering.await,
+        }
     };
-    router.route_layer(middleware::from_fn_with_state(priority, turn))
+    router.route_layer(middleware::from_fn_with_state(node, turn))
 }
 
 /// Adds the answers to unknown paths (404) and methods (405) as problem+json.

@@ -25,15 +25,18 @@ pub struct HttpLimits {
     pub max_body_bytes: usize,
     /// Commands executed at once that do not kill.
     pub max_commands: usize,
+    /// Commands executed at once on top of those that change something and do not kill: spawns, renewals of leases. Who only
+    /// asks, which may wait for kills, keeps nobody from them.
+    pub reserved_changes: usize,
     /// Kills executed at once on top of `max_commands`: the share that nothing else can take.
     pub reserved_kills: usize,
     /// Kills of one peer that wait for a permit; what a peer sends beyond is refused at once.
     pub max_waiting_kills: usize,
     /// How long a kill holds its permit. One that takes longer is waiting for a clean-up, and others may begin.
     pub kill_permit_hold: Duration,
-    /// How many of those who do not kill are let begin at once beside kills and just after them.
+    /// How many of those who only ask are let begin at once beside kills and just after them.
     pub turns: usize,
-    /// How long one who does not kill waits for kills that are under way, once it has a turn.
+    /// How long one of them waits for kills that are under way, once it has a turn.
     pub stand_aside: Duration,
     /// How long such a turn is held. One that takes longer waits for something, and the next may begin.
     pub turn_hold: Duration,
@@ -69,6 +72,7 @@ impl Default for HttpLimits {
             drain_timeout: Duration::from_secs(10),
             max_body_bytes: 1024 * 1024,
             max_commands: 256,
+            reserved_changes: 64,
             reserved_kills: 256,
             max_waiting_kills: 256,
             kill_permit_hold: Duration::from_millis(500),

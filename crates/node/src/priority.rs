@@ -1,16 +1,17 @@
-//! Kills go first: what a node does for others stands aside while a kill is under way (A30).
+//! Kills go first: who only asks a node for something stands aside while a kill is under way (A30).
 //!
-//! A kill waits for nobody by rule; what it lacks beside a flood is a processor. So whoever asks for something else meanwhile
-//! begins once the kill has its answer, and they begin a few at a time:
+//! A kill waits for nobody by rule; what it lacks beside a flood is a processor. So whoever asks for a status, a list, a
+//! result or a stream meanwhile begins once the kill has its answer, and they begin a few at a time:
 //!
-//! | when | who asks for something else |
+//! | when | who only asks |
 //! |---|---|
 //! | no kill lately | is served at once, as many as the other bounds let in |
 //! | a kill is under way | waits for a turn, and then for the kill, for [`HttpLimits::stand_aside`] at most |
 //! | for [`HttpLimits::by_turns`] after it | waits for a turn; there are [`HttpLimits::turns`], each held for [`HttpLimits::turn_hold`] at most |
 //!
 //! So kills without end slow others down and stop nobody, and what takes long keeps nobody's turn. What was begun before
-//! a kill came goes on beside it.
+//! a kill came goes on beside it. What changes something never waits here: a spawn that did could be let through by the
+//! very kill that was to take it. Its process does, before it comes up.
 
 use std::{
     future::Future,

@@ -51,20 +51,20 @@ type Spoke = State<Shared>;
 /// Every route of a spoke but the federation's. `/agents…` is where the Mosaic Stack has it; `/api/v1/agents…` is
 /// the same.
 pub fn routes(spoke: Arc<Commands>) -> Router {
-    let kills = Router::new()
+    let orders = Router::new()
+        .route("/agents/spawn", post(spawn))
         .route("/agents/kill-all", post(kill_all))
         .route("/agents/{agentId}/kill", post(kill))
+        .route("/hold/release", post(release_hold))
         .with_state(Shared(Arc::clone(&spoke)));
-    let others = Router::new()
-        .route("/agents/spawn", post(spawn))
+    let questions = Router::new()
         .route("/agents", get(list))
         .route("/agents/{agentId}/status", get(status))
         .route("/agents/{agentId}/events", get(events))
         .route("/agents/{agentId}/result", get(result))
         .route("/hold", get(hold))
-        .route("/hold/release", post(release_hold))
         .with_state(Shared(Arc::clone(&spoke)));
-    let agents = kills.merge(in_turn(spoke.node.priority().clone(), others));
+    let agents = orders.merge(in_turn(spoke.node.clone(), questions));
     let instance = Router::new()
         .route("/instance", get(instance))
         .with_state(Shared(Arc::clone(&spoke)));

@@ -396,7 +396,7 @@ async fn orders_that_were_not_sent_are_audited_too() {
     world.stop().await;
 }
 
-// A30: what an operator asks during a kill goes out once the kill has its answer; other kills go on.
+// A30: what an operator asks during a kill goes out once the kill has its answer; other kills go on, and so do spawns.
 #[tokio::test]
 async fn a30_what_is_asked_during_a_kill_goes_out_after_it() {
     let hour = std::time::Duration::from_secs(3600);
@@ -418,10 +418,14 @@ async fn a30_what_is_asked_during_a_kill_goes_out_after_it() {
             tokio::task::yield_now().await;
         }
         let asking = tokio::spawn(world.raw(reqwest::Method::GET, &status).send());
+        // Nobody's turn is taken by who is no operator: it is told so at once.
+        let unknown = world.request(None, reqwest::Method::GET, &status, None);
+        assert_eq!(unknown.await.status(), 401);
         // While these come and go, so could the question.
-        for _ in 0..8 {
+        for _ in 0..16 {
             world.post(&kill_of(other), json!({})).await.ok();
         }
+        world.spawn(1).await;
         assert_eq!(world.spokes[1].executed("agent.status"), round);
         world.spokes[0].handler.gate_open.send_replace(true);
         killing.await.unwrap().ok();

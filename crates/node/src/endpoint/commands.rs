@@ -155,14 +155,24 @@ impl Endpoint {
             };
             Executed::done(self.refuse(connection, &refused, now))
         };
-        let Ok(permit) = Arc::clone(&self.commands).try_acquire_owned() else {
+        let command_type = granted.command_type();
+        // Agents die that are not renewed in time (A37), and a spawn that waited here could be started by what it waited
+        // for: after a kill-all that was to take it (A9).
+        let changes = command_type.is_mutation() || command_type == CommandType::AgentRenew;
+        let reserve = changes.then_some(&self.changes);
+        let mut pools = std::iter::once(&self.commands).chain(reserve);
+        let free = pools.find_map(|pool| Arc::clone(pool).try_acquire_owned().ok());
+        let Some(permit) = free else {
             return refuse(Refusal::new(
                 ErrorCode::Overloaded,
                 "too many commands at once",
             ));
         };
-        let turn = self.admit(connection, granted, request, now, permit);
-        self.node.priority().in_turn(turn).await
+        let admitting = self.admit(connection, granted, request, now, permit);
+        if changes {
+            return admitting.await;
+        }
+        self.node.priority().in_turn(admitting).await
     }
 
     /// What [`execute`](Self::execute) does once there is room.

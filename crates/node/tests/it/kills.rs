@@ -243,11 +243,13 @@ async fn a_kill_that_waits_for_a_clean_up_gives_its_permit_back() {
     pair.stop().await;
 }
 
-/// A30: what is asked during a kill begins once the kill has its answer, and other kills go on.
+/// A30: what is asked during a kill begins once the kill has its answer. Other kills go on, and so do renewals (A37) and
+/// spawns (A9), however many questions wait.
 #[tokio::test]
 async fn a30_what_a_peer_asks_during_a_kill_begins_after_it() {
     let hour = std::time::Duration::from_secs(3600);
     let limits = HttpLimits {
+        max_commands: 2,
         kill_permit_hold: hour,
         stand_aside: hour,
         ..HttpLimits::default()
@@ -284,6 +286,11 @@ async fn a30_what_a_peer_asks_during_a_kill_begins_after_it() {
             let kill = pair.seal(CommandType::AgentKill, &agent());
             pair.data::<Value>(&kill, &soon(pair.send(&kill)).await);
         }
+        let renewal = json!({ "agentIds": [mosaic_types::AgentId::generate()], "leaseSecs": 60 });
+        let renewal = pair.seal(CommandType::AgentRenew, &renewal);
+        pair.data::<Value>(&renewal, &soon(pair.send(&renewal)).await);
+        let spawn = pair.seal(CommandType::AgentSpawn, &spawn_payload());
+        pair.data::<Value>(&spawn, &soon(pair.send(&spawn)).await);
         assert_eq!(handler.executed_of(CommandType::AgentResult), 0);
         assert_eq!(answered.load(Ordering::SeqCst), 0);
         handler.gate.add_permits(1);

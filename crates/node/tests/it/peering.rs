@@ -368,6 +368,13 @@ async fn f15_a_suspension_waits_for_no_other_change() {
     let resumed = node.resume(id, Actor::System).await.unwrap();
     assert_eq!(resumed.state, ConnectionState::Active);
     assert_eq!(pair.to_hub(), resumed);
+    let moves = pair.spoke.audit_actions().await;
+    let ours = [
+        "connection.update",
+        "connection.suspend",
+        "connection.resume",
+    ];
+    assert!(moves.ends_with(&ours.map(str::to_owned)), "{moves:?}");
     assert_eq!(
         *node.store().connections().await.unwrap(),
         [(*resumed).clone()]

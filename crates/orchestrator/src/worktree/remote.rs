@@ -185,7 +185,11 @@ impl Remotes {
         let pushed = self
             .run(&errand, &[&options[..], &["--quiet"], &what].concat())
             .await;
-        let Err(error @ WorktreeError::RepositoryUnreachable { .. }) = pushed else {
+        let Err(
+            error @ (WorktreeError::RepositoryUnreachable { .. }
+            | WorktreeError::BranchRefused { .. }),
+        ) = pushed
+        else {
             return pushed.map(drop);
         };
         // The answer may have been lost, and not the push.
@@ -468,13 +472,19 @@ fn redacted(text: &str, secrets: &[String]) -> String {
                 character
             }
         })
-        .take(MAX_DETAIL_CHARS)
         .collect()
 }
 
 /// What git's words mean; `presented` says whether it had a token to present.
-fn failure(url: &RepositoryUrl, detail: &str, presented: bool) -> WorktreeError {
+fn failure(url: &RepositoryUrl, words: &str, presented: bool) -> WorktreeError {
     let repository = url.clone();
+    let bounded = |words: &str| words.chars().take(MAX_DETAIL_CHARS).collect::<String>();
+    // Behind whatever a hook has to say.
+    if let Some(refusal) = push_refusal(words) {
+        let detail = bounded(refusal);
+        return WorktreeError::BranchRefused { repository, detail };
+    }
+    let detail = &bounded(words);
     let lower = detail.to_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
     if says(&["no space left", "disk quota"]) {
@@ -503,11 +513,6 @@ fn failure(url: &RepositoryUrl, detail: &str, presented: bool) -> WorktreeError 
             repository,
             detail: detail.to_owned(),
         }
-    } else if let Some(refusal) = push_refusal(detail) {
-        WorktreeError::BranchRefused {
-            repository,
-            detail: refusal.to_owned(),
-        }
     } else if says(&["does not appear to be a git repository"]) {
         WorktreeError::NotARepository {
             repository,
@@ -528,13 +533,14 @@ fn failure(url: &RepositoryUrl, detail: &str, presented: bool) -> WorktreeError 
     }
 }
 
-/// Why a push was refused, of what git says: ` ! [remote rejected] ours -> theirs (why)`.
-fn push_refusal(detail: &str) -> Option<&str> {
-    let (_, refused) = detail
-        .split_once("! [rejected]")
-        .or_else(|| detail.split_once("! [remote rejected]"))?;
-    let line = refused.split("; ").next()?;
-    let (_, why) = line.trim_end().strip_suffix(')')?.rsplit_once(" (")?;
+/// Why a push was refused, of what git says: `! [remote rejected] ours -> theirs (why)`. What comes from the other side
+/// begins otherwise.
+fn push_refusal(words: &str) -> Option<&str> {
+    let line = words.split("; ").find_map(|line| {
+        line.strip_prefix("! [rejected]")
+            .or_else(|| line.strip_prefix("! [remote rejected]"))
+    })?;
+    let (_, why) = line.strip_suffix(')')?.rsplit_once(" (")?;
     Some(match why {
         "non-fast-forward" | "fetch first" => "it has another one of that name",
         other => other,

@@ -266,7 +266,8 @@ async fn a_branch_is_fetched_and_pushed_over_https() {
     // So does a repository whose hook wants nothing.
     let (third, _) = remote.with_work().await;
     let hook = remote.bare().join("hooks/pre-receive");
-    write_program(&hook, "#!/bin/sh\necho we take nothing today\nexit 1\n");
+    let talk = "for i in $(seq 100); do echo we take nothing today; done";
+    write_program(&hook, &format!("#!/bin/sh\n{talk}\nexit 1\n"));
     let why = remote.not_pushed(third).await;
     let refused = "refuses the branch: pre-receive hook declined";
     assert!(why.ends_with(refused), "{why}");
