@@ -173,7 +173,7 @@ pub(super) async fn kill(
     OptionalBody(request): OptionalBody<KillRequest>,
 ) -> Result<Json<KillReport>, ApiError> {
     operator.require(Role::Operator)?;
-    let kill = routing.kill(&operator, agent, request);
+    let kill = Box::pin(routing.kill(&operator, agent, request));
     Ok(Json(node.priority().first(kill).await?))
 }
 
@@ -184,7 +184,7 @@ pub(super) async fn kill_all(
     OptionalBody(request): OptionalBody<KillAllRequest>,
 ) -> Result<Json<FederationKillAll>, ApiError> {
     operator.require(Role::Operator)?;
-    let kill = routing.kill_all(&operator, request);
+    let kill = Box::pin(routing.kill_all(&operator, request));
     Ok(Json(node.priority().first(kill).await?))
 }
 

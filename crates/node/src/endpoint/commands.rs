@@ -168,7 +168,7 @@ impl Endpoint {
                 "too many commands at once",
             ));
         };
-        let admitting = self.admit(connection, granted, request, now, permit);
+        let admitting = Box::pin(self.admit(connection, granted, request, now, permit));
         if changes {
             return admitting.await;
         }
