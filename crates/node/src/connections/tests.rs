@@ -1,3 +1,6 @@
+use futures_util::FutureExt as _;
+use mosaic_federation::connection as moves;
+use mosaic_store::sqlite::SqliteStore;
 use mosaic_types::connection::{NodeRole, PeerKey};
 
 use super::*;
@@ -86,4 +89,32 @@ fn f15_what_is_to_leave_stays_out_of_use_whatever_comes_before_its_turn() {
     let entry = &table.by_id[&id];
     assert_eq!(*entry.connection, *at(3, ConnectionState::Disconnected));
     assert_eq!(entry.stored, None);
+}
+
+/// F15: nor does one that puts it into use again, and is still at the store when the suspension is asked for.
+#[tokio::test]
+async fn f15_a_suspension_behind_a_resumption_holds_when_that_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path(), mosaic_store::Limits::default()).unwrap();
+    let connections = Connections::load(Arc::new(store)).await.unwrap();
+    let hub = connection('a', &['a'], ConnectionState::Suspended);
+    let id = hub.connection_id;
+    connections.put((*hub).clone());
+    let resumed = Connection {
+        state: ConnectionState::Active,
+        version: 2,
+        ..(*hub).clone()
+    };
+    let turn = Arc::clone(&connections.changes).lock_owned().await;
+    let suspension = connections.change(id, Actor::System, |connection, now| {
+        moves::suspend(connection, now).map_err(|error| error.refusal())
+    });
+    assert!(suspension.now_or_never().is_none());
+    connections.put(resumed.clone());
+    let current = connections.get(id).unwrap();
+    assert_eq!((current.state, current.version), (hub.state, 2));
+    drop(turn);
+    connections.settled().await;
+    assert_eq!(connections.get(id).unwrap().state, hub.state);
+    connections.store.close().await;
 }
