@@ -1,5 +1,5 @@
-//! What a kill-all is compared with: as many bubblewrap sandboxes with a program in each and nothing of ours around them, in
-//! one cgroup, which die by one write.
+//! What a kill is compared with: a bubblewrap sandbox with a program in it and nothing of ours around it, or as many as a
+//! kill-all has, in one cgroup, which die by one write.
 
 use std::{
     fs,
@@ -18,9 +18,25 @@ const SANDBOX: &str = "--unshare-pid --unshare-ipc --unshare-uts --as-pid-1 --ne
 const PROCESSES_EACH: usize = 2;
 const COME_UP_WITHIN: Duration = Duration::from_secs(120);
 const DIE_WITHIN: Duration = Duration::from_secs(60);
+/// Agents are left alone for a moment before they are killed. For a fleet that takes longer.
+const ONE_SETTLES: Duration = Duration::from_millis(50);
+const ALL_SETTLE: Duration = Duration::from_secs(1);
 
 /// From the write to the death of the last; `None` where there is no cgroup of version 2 to write to.
 pub(crate) fn kill_all(count: usize) -> anyhow::Result<Option<Duration>> {
+    kill(count, ALL_SETTLE)
+}
+
+/// One after another, each from the write to its death; none where there is no cgroup of version 2.
+pub(crate) fn kill_each(count: usize) -> anyhow::Result<Vec<Duration>> {
+    let mut took = Vec::with_capacity(count);
+    for _ in 0..count {
+        took.extend(kill(1, ONE_SETTLES)?);
+    }
+    Ok(took)
+}
+
+fn kill(count: usize, settle: Duration) -> anyhow::Result<Option<Duration>> {
     let Some(group) = Group::make()? else {
         return Ok(None);
     };
@@ -42,10 +58,9 @@ pub(crate) fn kill_all(count: usize) -> anyhow::Result<Option<Duration>> {
         != all
     {
         ensure!(Instant::now() < deadline, "bare sandboxes do not come up");
-        thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(10));
     }
-    // As agents are left alone for a moment before they are killed.
-    thread::sleep(Duration::from_secs(1));
+    thread::sleep(settle);
     let start = Instant::now();
     group.kill()?;
     let events = group.0.join("cgroup.events");

@@ -10,7 +10,7 @@ use mosaic_types::{
 use serde_json::json;
 
 use crate::{
-    Bench,
+    Bench, bare,
     report::{Aim, Report, verdict},
     scene::{Sleeper, Stack},
     stats::{median, millis, percentile, spread},
@@ -24,6 +24,7 @@ pub(crate) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
     let agents = if bench.quick { AGENTS / 4 } else { AGENTS };
     let (mut p50, mut p99, mut worst) = (Vec::new(), Vec::new(), Vec::new());
     let (mut own_p50, mut own_p99) = (Vec::new(), Vec::new());
+    let (mut bare_p50, mut bare_p99, mut bare_worst) = (Vec::new(), Vec::new(), Vec::new());
     let (mut all, mut own_all) = (Vec::new(), Vec::new());
     for round in 0..bench.rounds(3) {
         let one = kill_each(&stack, round % 2, agents).await?;
@@ -32,6 +33,12 @@ pub(crate) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
         worst.push(millis(percentile(&one.answered, 100)));
         own_p50.push(millis(percentile(&one.proven, 50)));
         own_p99.push(millis(percentile(&one.proven, 99)));
+        let bare = bare::kill_each(agents)?;
+        if !bare.is_empty() {
+            bare_p50.push(millis(percentile(&bare, 50)));
+            bare_p99.push(millis(percentile(&bare, 99)));
+            bare_worst.push(millis(percentile(&bare, 100)));
+        }
         let (answered, proven) = kill_all(&stack, (round + 1) % 2, agents).await?;
         all.push(millis(answered));
         own_all.push(millis(proven));
@@ -59,6 +66,16 @@ pub(crate) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
             verdict(median(&own_p99), Aim::Under(5.0), " ms")
         ),
     ]);
+    if !bare_p50.is_empty() {
+        report.row(&[
+            format!("one bare bubblewrap sandbox, by one write, {agents} times"),
+            spread(&bare_p50, " ms"),
+            spread(&bare_p99, " ms"),
+            spread(&bare_worst, " ms"),
+            String::new(),
+            String::new(),
+        ]);
+    }
     report.table(
         "Kill-all: from the hub's HTTP request to proven death of all",
         &["", "answered", "the orchestrator's own", "aim"],
