@@ -44,7 +44,11 @@ fn not_served(command: CommandType) -> Refusal {
 
 #[async_trait]
 impl CommandHandler for HubHandler {
-    async fn execute(&self, command: AdmittedCommand) -> Result<Box<RawValue>, Refusal> {
+    async fn execute(
+        &self,
+        command: AdmittedCommand,
+        _: std::time::Instant,
+    ) -> Result<Box<RawValue>, Refusal> {
         match command.command_type() {
             CommandType::InstancePing => {
                 serde_json::value::to_raw_value(&pong(&self.node, Timestamp::now())).map_err(

@@ -16,6 +16,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use async_trait::async_trait;
@@ -70,8 +71,13 @@ pub const EVENT_LINES: &str = "application/x-ndjson";
 pub trait CommandHandler: Send + Sync + 'static {
     /// Executes. The value becomes `data` of the signed response.
     ///
-    /// Runs to its end even if the peer hangs up. Never called twice for one message.
-    async fn execute(&self, command: AdmittedCommand) -> Result<Box<RawValue>, Refusal>;
+    /// Runs to its end even if the peer hangs up. Never called twice for one message. `received` is when it came here: its
+    /// claim may have taken a while since.
+    async fn execute(
+        &self,
+        command: AdmittedCommand,
+        received: Instant,
+    ) -> Result<Box<RawValue>, Refusal>;
 
     /// Opens the stream that `agent.watch` asks for, in batches of at most 8 MiB of JSON, so that each fits into a
     /// signed line. Dropped when the peer hangs up or is suspended.

@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use mosaic_federation::command::CommandPayload;
@@ -46,6 +46,8 @@ pub struct Requester {
     pub options: SpawnOptions,
     /// When the peer signed the spawn, by its clock; `None` for the spoke's own operator.
     pub issued_at: Option<Timestamp>,
+    /// When it came here.
+    pub received: Instant,
 }
 
 /// See the module documentation.
@@ -107,6 +109,7 @@ impl Admission {
             actor,
             options,
             issued_at: None,
+            received: Instant::now(),
         };
         self.spawn(requester, *request).await
     }

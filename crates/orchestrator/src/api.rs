@@ -33,7 +33,7 @@ use mosaic_types::{
 use crate::{
     commands::Commands,
     hold::HoldScope,
-    killswitch::{self, KillScope, Reach},
+    killswitch::{self, KillScope, PastOrder, Reach},
 };
 
 /// What the handlers share.
@@ -123,6 +123,8 @@ async fn kill(
         request.reason.as_deref(),
     );
     let wait = request.wait_for_cleanup;
+    let past = spoke.agents.past_orders();
+    past.note_here(Reach::Everything, PastOrder::One(agent_id));
     Ok(Json(
         spoke
             .killswitch
@@ -145,6 +147,9 @@ async fn kill_all(
     let reach = request
         .connection_id
         .map_or(Reach::Everything, Reach::Connection);
+    let (task, label) = (request.task_id.clone(), request.label.clone());
+    let past = spoke.agents.past_orders();
+    past.note_here(reach, PastOrder::All { task, label });
     let scope = KillScope {
         reach,
         task: request.task_id,

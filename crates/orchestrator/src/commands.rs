@@ -1,6 +1,6 @@
 //! The peers' way in: admitted commands become the spoke's verbs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
@@ -75,7 +75,11 @@ impl Commands {
 
 #[async_trait]
 impl CommandHandler for Commands {
-    async fn execute(&self, command: AdmittedCommand) -> Result<Box<RawValue>, Refusal> {
+    async fn execute(
+        &self,
+        command: AdmittedCommand,
+        received: Instant,
+    ) -> Result<Box<RawValue>, Refusal> {
         let connection_id = command.connection_id();
         let reach = Reach::Connection(connection_id);
         let actor = Self::actor(&command);
@@ -91,6 +95,7 @@ impl CommandHandler for Commands {
                     actor,
                     options,
                     issued_at: Some(issued_at),
+                    received,
                 };
                 answer(&self.admission.spawn(requester, *request).await?)
             }

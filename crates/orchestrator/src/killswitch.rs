@@ -44,7 +44,7 @@ mod reach;
 mod shut;
 
 pub(crate) use heed::{heed, heed_of, settle, word_on};
-pub use past::{PastOrder, PastOrders};
+pub use past::{PastOrder, PastOrders, Spawn};
 pub(crate) use proof::{
     PROOF_ROUND, in_words_of_the_wire, kill_and_prove, method, micros, proof_of, strike_one,
 };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mosaic_e2e::{
-    api::{Node, eventually},
+    api::{Node, PATIENCE, eventually},
     system::{FOREVER, World, processes_with},
 };
 use mosaic_types::AgentId;
@@ -181,5 +181,36 @@ async fn a_kill_all_of_one_task_leaves_the_others() {
         [agents[1].to_string()]
     );
     assert_eq!(hub.status(agents[0]).await["state"], "running");
+    world.stop().await;
+}
+
+/// A9: what was on its way to a spoke when its operator killed everything does not start after that. The spoke's store hangs,
+/// so the spawn has come and is not admitted; that it has come is told by the quota, which it has used up.
+#[tokio::test]
+async fn a9_an_operators_kill_all_overtakes_a_spawn_that_waits_for_the_store() {
+    let mut world = World::new();
+    for expected in ["store failed", "not stored yet", "failed to"] {
+        world.expect_log(expected);
+    }
+    let hub = world.hub("hub").await;
+    let spoke = world.spoke("spoke", "").await;
+    let invite = ["--repository", "**", "--max-agents", "1"];
+    let connection = world.peer(&hub, &spoke, &invite).await;
+    let body = || world.spawn_body(Some(&connection), AgentId::generate(), FOREVER);
+    let (one, other) = (body(), body());
+    let lock = rusqlite::Connection::open(spoke.data_dir.join("store.db")).unwrap();
+    lock.busy_timeout(PATIENCE).unwrap();
+    lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let (mut one, mut other) = (Box::pin(hub.spawn(&one)), Box::pin(hub.spawn(&other)));
+    let (refused, waiting) = tokio::select! {
+        refused = &mut one => (refused, other),
+        refused = &mut other => (refused, one),
+    };
+    refused.problem(429, "quota-exceeded");
+    let report = spoke.kill_all(json!({})).await;
+    assert_eq!(report["killed"], 0, "{report:#}");
+    drop(lock);
+    waiting.await.problem(400, "expired");
+    assert_eq!(spoke.agents().await, Vec::<Value>::new());
     world.stop().await;
 }

@@ -506,7 +506,11 @@ impl Paper {
 
 #[async_trait]
 impl CommandHandler for Handler {
-    async fn execute(&self, command: AdmittedCommand) -> Result<Box<RawValue>, Refusal> {
+    async fn execute(
+        &self,
+        command: AdmittedCommand,
+        _: std::time::Instant,
+    ) -> Result<Box<RawValue>, Refusal> {
         let is_kill = command.command_type().is_kill();
         if is_kill && self.loses() {
             let mut gives_up = self.gives_up.subscribe();

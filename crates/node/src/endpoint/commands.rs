@@ -14,7 +14,11 @@
 //!
 //! Execution is a task of its own: a client that hangs up does not stop it halfway.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::{Request, State},
@@ -91,6 +95,7 @@ impl Endpoint {
         granted: GrantedCommand,
         now: Timestamp,
     ) -> Bytes {
+        let arrival = Arrival::of(now);
         let request = granted.claim_request();
         let refuse = |refusal| Refused {
             refusal,
@@ -117,7 +122,7 @@ impl Endpoint {
                 let kill = this.kill(&connection, granted, &request, now);
                 Executed::done(this.node.priority().first(kill).await)
             } else {
-                this.execute(&connection, granted, &request, now).await
+                this.execute(&connection, granted, &request, arrival).await
             };
             first.answer(&executed.bytes);
             // Whoever asked may have left.
@@ -145,7 +150,7 @@ impl Endpoint {
         connection: &Arc<Connection>,
         granted: GrantedCommand,
         request: &ClaimRequest,
-        now: Timestamp,
+        arrival: Arrival,
     ) -> Executed {
         let refuse = |refusal| {
             let refused = Refused {
@@ -153,7 +158,7 @@ impl Endpoint {
                 message_id: Some(request.message_id()),
                 digest: request.digest(),
             };
-            Executed::done(self.refuse(connection, &refused, now))
+            Executed::done(self.refuse(connection, &refused, arrival.now))
         };
         let command_type = granted.command_type();
         // Agents die that are not renewed in time (A37), and a spawn that waited here could be started by what it waited
@@ -168,7 +173,7 @@ impl Endpoint {
                 "too many commands at once",
             ));
         };
-        let admitting = Box::pin(self.admit(connection, granted, request, now, permit));
+        let admitting = Box::pin(self.admit(connection, granted, request, arrival, permit));
         if changes {
             return admitting.await;
         }
@@ -181,7 +186,7 @@ impl Endpoint {
         connection: &Arc<Connection>,
         granted: GrantedCommand,
         request: &ClaimRequest,
-        now: Timestamp,
+        arrival: Arrival,
         permit: OwnedSemaphorePermit,
     ) -> Executed {
         let refuse = |refusal| {
@@ -190,16 +195,18 @@ impl Endpoint {
                 message_id: Some(request.message_id()),
                 digest: request.digest(),
             };
-            Executed::done(self.refuse(connection, &refused, now))
+            Executed::done(self.refuse(connection, &refused, arrival.now))
         };
         let command_type = granted.command_type();
         let spawns = command_type == CommandType::AgentSpawn;
         let changes = command_type.is_mutation();
         let spawning = if spawns && !self.answered_spawns.contains(request) {
-            match self.reserve_spawn(connection.connection_id, &granted, now) {
+            match self.reserve_spawn(connection.connection_id, &granted, arrival.now) {
                 Ok(reserved) => Some(reserved),
                 Err(_) if self.has_spawned(connection, &granted).await => None,
-                Err(refused) => return Executed::done(self.refuse(connection, &refused, now)),
+                Err(refused) => {
+                    return Executed::done(self.refuse(connection, &refused, arrival.now));
+                }
             }
         } else {
             None
@@ -207,7 +214,7 @@ impl Endpoint {
         // Of a repetition, and of what is no spawn, the quota asks nothing.
         let claimable = match granted.within(&Usage::default()) {
             Ok(claimable) => claimable,
-            Err(refused) => return Executed::done(self.refuse(connection, &refused, now)),
+            Err(refused) => return Executed::done(self.refuse(connection, &refused, arrival.now)),
         };
         match self.claim(request).await {
             Ok(ClaimOutcome::Fresh) => {}
@@ -219,7 +226,9 @@ impl Endpoint {
             Ok(ClaimOutcome::Forgotten) => return refuse(clock_set_back()),
             Err(error) => return refuse(store_refusal(&error)),
         }
-        let bytes = self.run(connection, claimable, Claimed::Fresh, now).await;
+        let bytes = self
+            .run(connection, claimable, Claimed::Fresh, arrival)
+            .await;
         drop(spawning);
         if spawns {
             self.answered_spawns.insert(request);
@@ -266,17 +275,17 @@ impl Endpoint {
         connection: &Connection,
         claimable: ClaimableCommand,
         claimed: Claimed,
-        now: Timestamp,
+        arrival: Arrival,
     ) -> Bytes {
         let request = claimable.claim_request();
         let (command_type, subject) = (claimable.command_type(), subject(claimable.payload()));
         let outcome = match claimable.admit(claimed) {
             Err(refused) => Err(refused.refusal),
-            Ok(admitted) => self.call(connection, admitted).await,
+            Ok(admitted) => self.call(connection, admitted, arrival.at).await,
         };
         if command_type.is_mutation() {
             let event = AuditEvent {
-                at: now,
+                at: arrival.now,
                 actor: Actor::Peer {
                     instance: request.peer().clone(),
                     connection: Some(connection.connection_id),
@@ -314,9 +323,10 @@ impl Endpoint {
         &self,
         authorised: &Connection,
         admitted: AdmittedCommand,
+        received: Instant,
     ) -> Result<Box<RawValue>, Refusal> {
         self.still_granted(authorised, admitted.command_type())?;
-        let executing = AssertUnwindSafe(self.handler.execute(admitted));
+        let executing = AssertUnwindSafe(self.handler.execute(admitted, received));
         executing.catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!("the handler of a command panicked");
             Err(Refusal::new(
@@ -351,6 +361,22 @@ impl Endpoint {
             ));
         }
         Ok(())
+    }
+}
+
+/// When a command came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrival {
+    /// For records.
+    now: Timestamp,
+    /// For what came before what.
+    at: Instant,
+}
+
+impl Arrival {
+    pub(super) fn of(now: Timestamp) -> Self {
+        let at = Instant::now();
+        Self { now, at }
     }
 }
 

@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     Endpoint, answer,
-    commands::{conflict, outcome_unknown},
+    commands::{Arrival, conflict, outcome_unknown},
     lock,
 };
 use crate::limits::HttpLimits;
@@ -76,7 +76,7 @@ impl Endpoint {
             Err(refused) => return self.refuse(connection, &refused, now),
         };
         let claimed = Claimed::InMemory(claim);
-        let mut running = pin!(self.run(connection, claimable, claimed, now));
+        let mut running = pin!(self.run(connection, claimable, claimed, Arrival::of(now)));
         let hold = self.node.limits().kill_permit_hold;
         let bytes = match tokio::time::timeout(hold, running.as_mut()).await {
             Ok(bytes) => bytes,

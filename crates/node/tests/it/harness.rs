@@ -96,7 +96,11 @@ impl Counter {
 
 #[async_trait]
 impl CommandHandler for Counter {
-    async fn execute(&self, command: AdmittedCommand) -> Result<Box<RawValue>, Refusal> {
+    async fn execute(
+        &self,
+        command: AdmittedCommand,
+        _: std::time::Instant,
+    ) -> Result<Box<RawValue>, Refusal> {
         let count = self.executed.fetch_add(1, Ordering::SeqCst) + 1;
         *self
             .by_type

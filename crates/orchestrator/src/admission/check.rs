@@ -11,6 +11,7 @@ use tracing::warn;
 use super::Requester;
 use crate::{
     config::MAX_LEASE_SECS,
+    killswitch::Spawn,
     runtime::{Prompt, PromptError, PromptParts, ResolveError, ResolvedRuntime},
     sandbox::Scope,
     surroundings::Surroundings,
@@ -30,19 +31,23 @@ pub(super) fn spoke(around: &Surroundings, requester: &Requester) -> Result<(), 
     disk(around)
 }
 
-/// Refuses a spawn that a kill of the same peer has overtaken on the way.
+/// Refuses a spawn that a kill has overtaken: one of the same peer on the way, or one of the operator here.
 pub(super) fn overtaken(
     around: &Surroundings,
     requester: &Requester,
     request: &SpawnPayload,
 ) -> Result<(), Refusal> {
-    let (Some(connection), Some(issued_at)) = (requester.connection_id, requester.issued_at) else {
-        return Ok(());
+    let spawn = Spawn {
+        agent: request.agent_id,
+        task: &request.task_id,
+        labels: &request.labels,
     };
-    let of = (&request.task_id, &request.labels);
-    around
-        .past_orders
-        .refuse(connection, request.agent_id, of, issued_at)
+    let orders = &around.past_orders;
+    orders.refuse_here(requester.connection_id, spawn, requester.received)?;
+    match (requester.connection_id, requester.issued_at) {
+        (Some(connection), Some(issued_at)) => orders.refuse(connection, spawn, issued_at),
+        _ => Ok(()),
+    }
 }
 
 /// Checks the lease that was asked for. One that the grant imposes is its operator's to know.

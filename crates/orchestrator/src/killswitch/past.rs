@@ -1,13 +1,16 @@
-//! Orders of peers that are over, for what they overtook: a spawn that was signed before a kill and arrives after it
-//! must not bring to life what was killed. Both times are the peer's own, so no two clocks are compared.
+//! Orders that are over, for what they overtook: a spawn that came, or was signed, before a kill and is admitted after it
+//! must not bring to life what was killed. Of a peer's orders both times are the peer's own, of the operator's here both
+//! are of this process, by a clock that nobody sets: no two clocks are compared.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use mosaic_types::{AgentId, ConnectionId, ErrorCode, Refusal, TaskId, Timestamp, label::Label};
+
+use super::Reach;
 
 /// How long an order is remembered: longer than a signed command can arrive after it was signed.
 const REMEMBERED: Duration = Duration::from_secs(400);
@@ -28,6 +31,31 @@ pub enum PastOrder {
     },
 }
 
+impl PastOrder {
+    fn takes(&self, spawn: Spawn<'_>) -> bool {
+        match self {
+            Self::One(killed) => *killed == spawn.agent,
+            Self::All { task, label } => {
+                task.as_ref().is_none_or(|task| task == spawn.task)
+                    && label
+                        .as_ref()
+                        .is_none_or(|label| label.is_among(spawn.labels))
+            }
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Spawn<'a> {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its task.
+    pub task: &'a TaskId,
+    /// Its labels.
+    pub labels: &'a BTreeMap<String, String>,
+}
+
 #[derive(Debug)]
 struct Entry {
     order: PastOrder,
@@ -36,16 +64,27 @@ struct Entry {
     at: Instant,
 }
 
+/// An order of the operator here.
+#[derive(Debug)]
+struct Here {
+    reach: Reach,
+    order: PastOrder,
+    at: Instant,
+}
+
 /// See the module documentation. Bounded by the connections there are.
 #[derive(Debug, Default)]
-pub struct PastOrders(Mutex<BTreeMap<ConnectionId, VecDeque<Entry>>>);
+pub struct PastOrders {
+    of_peers: Mutex<BTreeMap<ConnectionId, VecDeque<Entry>>>,
+    here: Mutex<VecDeque<Here>>,
+}
 
 impl PastOrders {
-    /// Remembers an order, which holds for what was signed until `before`. To be called before the agents in scope are
-    /// looked up: then a spawn at the same time is found by the one or finds the other.
+    /// Remembers a peer's order, which holds for what was signed until `before`. To be called before the agents in scope
+    /// are looked up: then a spawn at the same time is found by the one or finds the other.
     pub fn note(&self, connection: ConnectionId, order: PastOrder, before: Timestamp) {
         let at = Instant::now();
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = lock(&self.of_peers);
         entries.retain(|_, of_one| {
             while of_one
                 .front()
@@ -63,38 +102,68 @@ impl PastOrders {
         of_one.push_back(Entry { order, before, at });
     }
 
-    /// Refuses a spawn that an order has overtaken.
+    /// Remembers an order of the operator here, for what has come by now. To be called when [`note`](Self::note) is.
+    pub fn note_here(&self, reach: Reach, order: PastOrder) {
+        let at = Instant::now();
+        let mut here = lock(&self.here);
+        here.retain(|past| {
+            let is_same = past.reach == reach && past.order == order;
+            !is_same && at.duration_since(past.at) <= REMEMBERED
+        });
+        if here.len() >= PER_CONNECTION {
+            here.pop_front();
+        }
+        here.push_back(Here { reach, order, at });
+    }
+
+    /// Refuses a spawn that an order of its peer has overtaken.
     ///
     /// # Errors
     /// `expired`.
     pub fn refuse(
         &self,
         connection: ConnectionId,
-        agent: AgentId,
-        of: (&TaskId, &BTreeMap<String, String>),
+        spawn: Spawn<'_>,
         issued_at: Timestamp,
     ) -> Result<(), Refusal> {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = lock(&self.of_peers);
         let overtaken = entries.get(&connection).is_some_and(|of_one| {
-            of_one.iter().any(|entry| {
-                issued_at <= entry.before
-                    && match &entry.order {
-                        PastOrder::One(killed) => *killed == agent,
-                        PastOrder::All { task, label } => {
-                            task.as_ref().is_none_or(|task| task == of.0)
-                                && label.as_ref().is_none_or(|label| label.is_among(of.1))
-                        }
-                    }
-            })
+            let mut past = of_one.iter();
+            past.any(|past| issued_at <= past.before && past.order.takes(spawn))
         });
-        if !overtaken {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            ErrorCode::Expired,
-            "a kill that was ordered after this spawn has overtaken it",
-        ))
+        not_overtaken(!overtaken)
     }
+
+    /// Refuses a spawn that an order of the operator here has overtaken since it was received.
+    ///
+    /// # Errors
+    /// `expired`.
+    pub fn refuse_here(
+        &self,
+        connection: Option<ConnectionId>,
+        spawn: Spawn<'_>,
+        received: Instant,
+    ) -> Result<(), Refusal> {
+        let here = lock(&self.here);
+        let overtaken = here.iter().any(|past| {
+            received <= past.at && past.reach.includes(connection) && past.order.takes(spawn)
+        });
+        not_overtaken(!overtaken)
+    }
+}
+
+fn not_overtaken(holds: bool) -> Result<(), Refusal> {
+    if holds {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        ErrorCode::Expired,
+        "a kill that was ordered after this spawn has overtaken it",
+    ))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -109,7 +178,12 @@ mod tests {
         let labels = BTreeMap::from([("team".to_owned(), "core".to_owned())]);
         let at = Timestamp::from_unix_millis;
         let asks = |connection, agent, millis| {
-            past.refuse(connection, agent, (&task, &labels), at(millis))
+            let spawn = Spawn {
+                agent,
+                task: &task,
+                labels: &labels,
+            };
+            past.refuse(connection, spawn, at(millis))
                 .map_err(|refusal| refusal.code)
         };
         past.note(here, PastOrder::One(agent), at(10));
@@ -137,6 +211,45 @@ mod tests {
             let order = PastOrder::One(AgentId::generate());
             past.note(here, order, Timestamp::from_unix_millis(1));
         }
-        assert_eq!(past.0.lock().unwrap()[&here].len(), PER_CONNECTION);
+        assert_eq!(lock(&past.of_peers)[&here].len(), PER_CONNECTION);
+        for _ in 0..PER_CONNECTION + 5 {
+            let order = PastOrder::One(AgentId::generate());
+            past.note_here(Reach::Everything, order.clone());
+            past.note_here(Reach::Everything, order);
+        }
+        assert_eq!(lock(&past.here).len(), PER_CONNECTION);
+    }
+
+    #[test]
+    fn a9_what_the_operators_kill_has_overtaken_does_not_start() {
+        let past = PastOrders::default();
+        let (one, other) = (ConnectionId::generate(), ConnectionId::generate());
+        let (agent, task) = (AgentId::generate(), "T-1".parse().unwrap());
+        let labels = BTreeMap::new();
+        let asks = |connection, agent, received| {
+            let spawn = Spawn {
+                agent,
+                task: &task,
+                labels: &labels,
+            };
+            past.refuse_here(connection, spawn, received)
+                .map_err(|refusal| refusal.code)
+        };
+        let before = Instant::now();
+        past.note_here(Reach::Connection(one), PastOrder::One(agent));
+        assert_eq!(asks(Some(one), agent, before), Err(ErrorCode::Expired));
+        assert_eq!(asks(Some(one), AgentId::generate(), before), Ok(()));
+        assert_eq!(asks(Some(other), agent, before), Ok(()));
+        assert_eq!(asks(None, agent, before), Ok(()), "out of its reach");
+        let all = PastOrder::All {
+            task: None,
+            label: None,
+        };
+        past.note_here(Reach::Everything, all);
+        for connection in [Some(other), None] {
+            assert_eq!(asks(connection, agent, before), Err(ErrorCode::Expired));
+            let after = Instant::now() + Duration::from_nanos(1);
+            assert_eq!(asks(connection, agent, after), Ok(()), "it came later");
+        }
     }
 }
