@@ -152,32 +152,27 @@ impl Endpoint {
         request: &ClaimRequest,
         arrival: Arrival,
     ) -> Executed {
-        let refuse = |refusal| {
-            let refused = Refused {
-                refusal,
-                message_id: Some(request.message_id()),
-                digest: request.digest(),
-            };
-            Executed::done(self.refuse(connection, &refused, arrival.now))
-        };
         let command_type = granted.command_type();
         // Agents die that are not renewed in time (A37), and a spawn that waited here could be started by what it waited
         // for: after a kill-all that was to take it (A9).
-        let changes = command_type.is_mutation() || command_type == CommandType::AgentRenew;
-        let reserve = changes.then_some(&self.changes);
+        let only_asks = !command_type.is_mutation() && command_type != CommandType::AgentRenew;
+        let reserve = (!only_asks).then_some(&self.changes);
         let mut pools = std::iter::once(&self.commands).chain(reserve);
         let free = pools.find_map(|pool| Arc::clone(pool).try_acquire_owned().ok());
         let Some(permit) = free else {
-            return refuse(Refusal::new(
-                ErrorCode::Overloaded,
-                "too many commands at once",
-            ));
+            let refused = Refused {
+                refusal: Refusal::new(ErrorCode::Overloaded, "too many commands at once"),
+                message_id: Some(request.message_id()),
+                digest: request.digest(),
+            };
+            return Executed::done(self.refuse(connection, &refused, arrival.now));
         };
         let admitting = Box::pin(self.admit(connection, granted, request, arrival, permit));
-        if changes {
-            return admitting.await;
+        if only_asks {
+            self.node.priority().in_turn(admitting).await
+        } else {
+            admitting.await
         }
-        self.node.priority().in_turn(admitting).await
     }
 
     /// What [`execute`](Self::execute) does once there is room.

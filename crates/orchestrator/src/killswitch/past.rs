@@ -14,8 +14,8 @@ use super::Reach;
 
 /// How long an order is remembered: longer than a signed command can arrive after it was signed.
 const REMEMBERED: Duration = Duration::from_secs(400);
-/// Most orders of one connection that are remembered; the oldest goes.
-const PER_CONNECTION: usize = 1024;
+/// Most orders of one connection, or of the operator here, that are remembered; the oldest goes.
+const MOST_OF_ONE: usize = 1024;
 
 /// What an order was about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl PastOrders {
         });
         let of_one = entries.entry(connection).or_default();
         of_one.retain(|entry| entry.order != order || entry.before > before);
-        if of_one.len() >= PER_CONNECTION {
+        if of_one.len() >= MOST_OF_ONE {
             of_one.pop_front();
         }
         of_one.push_back(Entry { order, before, at });
@@ -110,7 +110,7 @@ impl PastOrders {
             let is_same = past.reach == reach && past.order == order;
             !is_same && at.duration_since(past.at) <= REMEMBERED
         });
-        if here.len() >= PER_CONNECTION {
+        if here.len() >= MOST_OF_ONE {
             here.pop_front();
         }
         here.push_back(Here { reach, order, at });
@@ -207,17 +207,17 @@ mod tests {
     fn f12_what_is_remembered_is_bounded() {
         let past = PastOrders::default();
         let here = ConnectionId::generate();
-        for _ in 0..PER_CONNECTION + 5 {
+        for _ in 0..MOST_OF_ONE + 5 {
             let order = PastOrder::One(AgentId::generate());
             past.note(here, order, Timestamp::from_unix_millis(1));
         }
-        assert_eq!(lock(&past.of_peers)[&here].len(), PER_CONNECTION);
-        for _ in 0..PER_CONNECTION + 5 {
+        assert_eq!(lock(&past.of_peers)[&here].len(), MOST_OF_ONE);
+        for _ in 0..MOST_OF_ONE + 5 {
             let order = PastOrder::One(AgentId::generate());
             past.note_here(Reach::Everything, order.clone());
             past.note_here(Reach::Everything, order);
         }
-        assert_eq!(lock(&past.here).len(), PER_CONNECTION);
+        assert_eq!(lock(&past.here).len(), MOST_OF_ONE);
     }
 
     #[test]

@@ -185,11 +185,7 @@ impl Remotes {
         let pushed = self
             .run(&errand, &[&options[..], &["--quiet"], &what].concat())
             .await;
-        let Err(
-            error @ (WorktreeError::RepositoryUnreachable { .. }
-            | WorktreeError::BranchRefused { .. }),
-        ) = pushed
-        else {
+        let Err(error @ WorktreeError::RepositoryUnreachable { .. }) = pushed else {
             return pushed.map(drop);
         };
         // The answer may have been lost, and not the push.
