@@ -255,9 +255,12 @@ async fn prepare(
     let request = &record.request;
     let repository = RepositoryUrl::parse(&request.context.repository)?;
     let branch = BranchName::parse(&request.context.branch)?;
+    let runtime = record.status.runtime.to_string();
     let tree = around
         .worktrees
-        .prepare(&record.agent_id, &repository, &branch)
+        .prepare(&record.agent_id, &repository, &branch, || {
+            sandbox.expect(&runtime);
+        })
         .await?;
     crash_point("spawn.tree-ready");
     layout.make().map_err(StepError::Folders)?;

@@ -318,8 +318,23 @@ pub(super) fn limit_members_of(pid: u32, limits: &ResourceLimits) -> io::Result<
         for (file, value) in legacy_settings(controller, limits) {
             write_existing(&group.join(file), &value)?;
         }
+        if controller == "memory" {
+            limit_swap(&group, limits)?;
+        }
     }
     Ok(())
+}
+
+/// Swap would only make the limit of memory slow. Where the kernel counts none there is nothing to limit.
+fn limit_swap(group: &Path, limits: &ResourceLimits) -> io::Result<()> {
+    limits.memory_mb.map_or(Ok(()), |mb| {
+        let bytes = mb.saturating_mul(1 << 20).to_string();
+        // Of both together, so that it comes after the limit of one.
+        ignore_missing(write_existing(
+            &group.join("memory.memsw.limit_in_bytes"),
+            &bytes,
+        ))
+    })
 }
 
 /// Makes a version 1 group that enforces one of the limits, if it is asked for.
@@ -336,6 +351,9 @@ pub(super) fn limit_legacy(
     for (file, value) in settings {
         let path = group.join(file);
         write_existing(&path, &value).map_err(SandboxError::io("set the limit", &path))?;
+    }
+    if controller == "memory" {
+        limit_swap(group, limits).map_err(SandboxError::io("set the limit", group))?;
     }
     Ok(true)
 }

@@ -53,7 +53,7 @@ pub use pool::WarmSettings;
 pub use settings::{ContainerUser, DockerSettings, PoolSettings};
 pub use toolkit::Toolkit;
 
-use container::{Description, Owner, container_name};
+use container::{Description, LABEL_INSTANCE, Owner, container_name};
 use engine::Engine;
 use handle::{DockerHandle, Making};
 use pool::Pool;
@@ -200,10 +200,10 @@ impl DockerSandbox {
         }
     }
 
-    /// The container of an agent, if one was made.
-    fn container_of(&self, agent_id: AgentId) -> Option<ContainerRecord> {
+    /// The container that an agent was given of those that waited, if it was.
+    fn container_of(&self, agent_id: AgentId) -> Result<Option<ContainerRecord>, SandboxError> {
         let run_dir = self.layout.agent(agent_id).run_dir();
-        files::read(&run_dir.join(files::CONTAINER)).ok().flatten()
+        files::read(&run_dir.join(files::CONTAINER))
     }
 
     /// Lays out what a launch needs on disk and in the groups, with what waits for it if there is something.
@@ -271,6 +271,10 @@ impl Sandbox for DockerSandbox {
         &self.launcher.tree
     }
 
+    fn expect(&self, warm: &str) {
+        self.expect_launch(warm);
+    }
+
     async fn hand_over(&self, spec: &LaunchSpec) -> Result<(), SandboxError> {
         ownership::hand_over(spec, self.settings.user, &self.data_dir).await
     }
@@ -319,6 +323,7 @@ impl Sandbox for DockerSandbox {
                 shim,
                 Arc::clone(&self.engine),
                 name,
+                self.instance.clone(),
                 making,
             )));
         };
@@ -330,14 +335,23 @@ impl Sandbox for DockerSandbox {
             shim,
             Arc::clone(&self.engine),
             name,
+            self.instance.clone(),
             making,
         )))
     }
 
     async fn cleanup(&self, scope: Scope, agent_id: AgentId) -> Result<(), SandboxError> {
         // The groups last: the engine's own are in them until it has let go of the container.
-        self.engine.remove(&container_name(agent_id)).await?;
-        let container = self.container_of(agent_id);
+        let name = container_name(agent_id);
+        if let Some(id) = self
+            .engine
+            .owned(&name, (LABEL_INSTANCE, &self.instance))
+            .await?
+        {
+            self.engine.remove(&id).await?;
+        }
+        // One that cannot be read names nothing that could be removed: the sweep finds its container by its label.
+        let container = self.container_of(agent_id).unwrap_or_default();
         if let Some(container) = &container {
             self.engine.remove(&container.id).await?;
         }

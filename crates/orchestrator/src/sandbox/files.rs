@@ -138,9 +138,23 @@ pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Sandbo
 
 /// Writes a file of ours so that a reader sees all of it or nothing.
 pub(super) fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write_and(path, value, |_| Ok(()))
+}
+
+/// As [`write`], and a reader after a loss of power sees all of it or nothing as well.
+pub(super) fn write_durable(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    write_and(path, value, File::sync_data)
+}
+
+fn write_and(
+    path: &Path,
+    value: &impl Serialize,
+    settle: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = create(&temporary)?;
     file.write_all(&serde_json::to_vec(value)?)?;
+    settle(&file)?;
     drop(file);
     fs::rename(&temporary, path)
 }

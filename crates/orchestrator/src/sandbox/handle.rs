@@ -252,6 +252,12 @@ impl ShimHandle {
         Ok(())
     }
 
+    /// Waits until the shim has ended, or nobody can say when it does.
+    pub(super) async fn shim_ended(&self) {
+        // What cannot be watched here is found out by whoever asks it for something.
+        let _ = until_ended(&self.shim).await;
+    }
+
     /// Takes the dead shim off the process table, if it was our child.
     fn reap(&self) {
         use std::os::fd::AsFd;

@@ -77,8 +77,14 @@ impl Launcher {
             cgroup: cgroup.clone(),
             limit_groups: limit_groups.clone(),
         };
-        files::write(&dir.join(files::SANDBOX), &record)
-            .map_err(SandboxError::io("write the record in", &dir))?;
+        let path = dir.join(files::SANDBOX);
+        let written = match &starter {
+            // A process agent's group says after a loss of power that nothing is there. A container's may be elsewhere,
+            // and only the record tells that it is of an earlier boot.
+            Starter::Container { .. } => files::write_durable(&path, &record),
+            Starter::Engine(_) => files::write(&path, &record),
+        };
+        written.map_err(SandboxError::io("write the record in", &dir))?;
         Ok(Prepared {
             plan: Plan {
                 launch: spec,

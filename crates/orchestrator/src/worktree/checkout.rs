@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use git2::{ErrorClass, Oid, Repository, RepositoryInitOptions, build::CheckoutBuilder};
+use git2::{ErrorClass, Oid, Repository, build::CheckoutBuilder};
 use mosaic_types::AgentId;
 use serde::{Deserialize, Serialize};
 
@@ -143,40 +143,56 @@ pub(super) fn build(dirs: &AgentDirs, plan: &Plan<'_>) -> Result<(), WorktreeErr
     ))
 }
 
-fn build_at(path: &Path, plan: &Plan<'_>) -> Result<(), WorktreeError> {
-    fs::create_dir_all(path).map_err(WorktreeError::io("making the working tree", path))?;
-    let mut options = RepositoryInitOptions::new();
-    options
-        .external_template(false)
-        .initial_head(&format!("mosaic/{}", plan.agent));
-    drop(
-        Repository::init_opts(path, &options)
-            .map_err(WorktreeError::git("making the agent's repository"))?,
-    );
+/// The folders of a repository, each after the one that it is in
+/// ([gitrepository-layout](https://git-scm.com/docs/gitrepository-layout)).
+const SKELETON: [&str; 10] = [
+    "",
+    "hooks",
+    "info",
+    "objects",
+    "objects/info",
+    "objects/pack",
+    "refs",
+    "refs/heads",
+    "refs/heads/mosaic",
+    "refs/tags",
+];
 
-    let git_dir = path.join(".git");
-    let write = |name: &str, bytes: &[u8]| {
-        let file = git_dir.join(name);
-        fs::create_dir_all(file.parent().unwrap_or(&git_dir))
-            .and_then(|()| fs::write(&file, bytes))
-            .map_err(WorktreeError::io("writing the agent's repository", &file))
-    };
-    write("config", config(plan).as_bytes())?;
+/// Writes a repository without objects of its own. Written out, since an agent waits for it: a library's would make a
+/// general one first, and each file of that twice.
+fn lay_out(git_dir: &Path, plan: &Plan<'_>) -> Result<(), WorktreeError> {
+    const WRITING: &str = "writing the agent's repository";
+    for name in SKELETON {
+        let folder = git_dir.join(name);
+        fs::create_dir(&folder).map_err(WorktreeError::io(WRITING, &folder))?;
+    }
     let mut alternates = plan.mirror_objects.as_os_str().as_encoded_bytes().to_vec();
     alternates.push(b'\n');
-    write("objects/info/alternates", &alternates)?;
     let mut packed = b"# pack-refs with: sorted \n".to_vec();
     for (name, target) in plan.refs {
         packed.extend_from_slice(format!("{target} ").as_bytes());
         packed.extend_from_slice(name);
         packed.push(b'\n');
     }
-    write("packed-refs", &packed)?;
-    write(
-        &format!("refs/heads/mosaic/{}", plan.agent),
-        format!("{}\n", plan.tip).as_bytes(),
-    )?;
+    let branch = format!("refs/heads/mosaic/{}", plan.agent);
+    let files = [
+        ("HEAD", format!("ref: {branch}\n").into_bytes()),
+        ("config", config(plan).into_bytes()),
+        ("objects/info/alternates", alternates),
+        ("packed-refs", packed),
+        (&branch, format!("{}\n", plan.tip).into_bytes()),
+    ];
+    for (name, bytes) in files {
+        let file = git_dir.join(name);
+        fs::write(&file, bytes).map_err(WorktreeError::io(WRITING, &file))?;
+    }
+    Ok(())
+}
 
+fn build_at(path: &Path, plan: &Plan<'_>) -> Result<(), WorktreeError> {
+    fs::create_dir_all(path).map_err(WorktreeError::io("making the working tree", path))?;
+    let git_dir = path.join(".git");
+    lay_out(&git_dir, plan)?;
     let failed = || WorktreeError::git("checking out the working tree");
     let repository = Repository::open(path).map_err(failed())?;
     repository

@@ -30,7 +30,8 @@ pub struct Prepared {
 }
 
 impl Worktrees {
-    /// Fetches the repository and makes the agent's tree. An agent that has one continues in it.
+    /// Fetches the repository, says so to `fetched`, and makes the agent's tree, which takes as long as that is large and
+    /// waits for nobody else. An agent that has one continues in it.
     ///
     /// # Errors
     /// Those with a `field()` are the caller's; nothing is left half done.
@@ -39,6 +40,7 @@ impl Worktrees {
         agent: &AgentId,
         repository: &RepositoryUrl,
         branch: &BranchName,
+        fetched: impl FnOnce() + Send,
     ) -> Result<Prepared, WorktreeError> {
         let agent = *agent;
         let dirs = AgentDirs::new(&self.inner.config.agents_dir, &agent);
@@ -63,6 +65,7 @@ impl Worktrees {
             && fs::symlink_metadata(dirs.work()).is_ok_and(|found| found.is_dir())
         {
             // Whoever prepares it again has seen the attempt before it dead.
+            fetched();
             let work = dirs.work();
             blocking("sweeping an attempt's locks", move || {
                 lock::sweep_locks_of_the_dead(&work);
@@ -78,6 +81,7 @@ impl Worktrees {
         let default = self
             .fetch(repository, branch, asked, Arc::clone(&lock))
             .await?;
+        fetched();
         let (repository, branch, dirs_for_build, mirror_for_build) = (
             repository.clone(),
             branch.clone(),

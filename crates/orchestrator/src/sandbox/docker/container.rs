@@ -230,8 +230,11 @@ impl Description {
         }
     }
 
+    /// Whether anything below the folder is in the container, or is to be.
     fn lends_from(&self, folder: &str) -> bool {
-        self.binds.iter().any(|bind| bind.path.starts_with(folder))
+        let bound = self.binds.iter().map(|bind| bind.path.as_path());
+        let mut lent = bound.chain(self.later.as_deref());
+        lent.any(|path| path.starts_with(folder))
     }
 
     fn mounts(&self, volumes: &[String]) -> Vec<Mount> {

@@ -14,13 +14,16 @@ use bollard::{
     },
 };
 use thiserror::Error;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 /// The most that is repeated of what an engine says, in characters.
 const MAX_MESSAGE_CHARS: usize = 500;
 /// How many containers are removed at a time. An engine that is asked for a hundred at once, after a kill-all, may come to
 /// some of them only when their time is over.
 const REMOVALS: usize = 8;
+/// How many containers are made and started at a time. Each has its time limit from there on, so that an engine that is
+/// asked for hundreds at once gets to every one of them in its time.
+const STARTS: usize = 8;
 /// How long the engine may take to start a container, in calls.
 const START_FACTOR: u32 = 4;
 
@@ -140,6 +143,15 @@ pub(super) struct Seen {
     pub(super) labels: std::collections::HashMap<String, String>,
 }
 
+/// An image, in what matters to us.
+#[derive(Debug, Clone)]
+pub(super) struct Image {
+    /// Changes with its content.
+    pub(super) id: String,
+    /// Where it wants volumes: places that an agent could write to without a bound.
+    pub(super) volumes: Vec<String>,
+}
+
 /// A client that connects when it is needed, and again when the engine was away.
 #[derive(Debug)]
 pub(super) struct Engine {
@@ -147,6 +159,7 @@ pub(super) struct Engine {
     limit: Duration,
     client: OnceCell<(Docker, Facts)>,
     removals: Semaphore,
+    starts: Semaphore,
 }
 
 impl Engine {
@@ -156,7 +169,13 @@ impl Engine {
             limit,
             client: OnceCell::new(),
             removals: Semaphore::new(REMOVALS),
+            starts: Semaphore::new(STARTS),
         }
+    }
+
+    /// Waits until few enough others are made and started. `None` never comes.
+    pub(super) async fn turn_to_start(&self) -> Option<SemaphorePermit<'_>> {
+        self.starts.acquire().await.ok()
     }
 
     /// What is known of the engine; asks it if need be.
@@ -200,12 +219,16 @@ impl Engine {
         within(self.limit, "say what it is", connect).await
     }
 
-    /// Where an image wants volumes: places that an agent could write to without a bound.
-    pub(super) async fn volumes(&self, image: &str) -> Result<Vec<String>, EngineError> {
+    /// An image by its name.
+    pub(super) async fn image(&self, name: &str) -> Result<Image, EngineError> {
         let (docker, _) = self.client().await?;
-        let found = within(self.limit, "show an image", docker.inspect_image(image)).await;
-        let config = found.map_err(EngineError::unfit)?.config;
-        Ok(config.and_then(|config| config.volumes).unwrap_or_default())
+        let found = within(self.limit, "show an image", docker.inspect_image(name)).await;
+        let found = found.map_err(EngineError::unfit)?;
+        let volumes = found.config.and_then(|config| config.volumes);
+        Ok(Image {
+            id: found.id.unwrap_or_default(),
+            volumes: volumes.unwrap_or_default(),
+        })
     }
 
     /// Makes a container; its id. An engine that cannot do for agents is not asked.
@@ -238,6 +261,21 @@ impl Engine {
         let (docker, _) = self.client().await?;
         let inspect = docker.inspect_container(name, None::<InspectContainerOptions>);
         unless_gone(within(self.limit, "show a container", inspect).await)
+    }
+
+    /// The id of the container of this name, if there is one and it carries this label: other spokes of this engine may
+    /// have an agent of the same id, and its container is not ours to touch (A12).
+    pub(super) async fn owned(
+        &self,
+        name: &str,
+        (label, value): (&str, &str),
+    ) -> Result<Option<String>, EngineError> {
+        let Some(found) = self.inspect(name).await? else {
+            return Ok(None);
+        };
+        let labels = found.config.and_then(|config| config.labels);
+        let is_owned = labels.is_some_and(|labels| labels.get(label).is_some_and(|is| is == value));
+        Ok(found.id.filter(|_| is_owned))
     }
 
     /// Names a container. One that is gone is no error.

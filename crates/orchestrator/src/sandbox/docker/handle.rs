@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::{
     EngineError,
-    container::{Description, LABEL_LAUNCH},
+    container::{Description, LABEL_INSTANCE, LABEL_LAUNCH},
     engine::Engine,
 };
 use crate::{
@@ -33,6 +33,8 @@ pub(super) struct DockerHandle {
     shim: Arc<ShimHandle>,
     engine: Arc<Engine>,
     name: String,
+    /// Whose containers are ours, by [`LABEL_INSTANCE`].
+    instance: String,
     making: Making,
 }
 
@@ -50,12 +52,14 @@ impl DockerHandle {
         shim: Arc<ShimHandle>,
         engine: Arc<Engine>,
         name: String,
+        instance: String,
         making: Making,
     ) -> Self {
         Self {
             shim,
             engine,
             name,
+            instance,
             making,
         }
     }
@@ -134,7 +138,9 @@ struct BringingUp {
 impl BringingUp {
     /// Makes the container, and starts it once the shim listens.
     async fn run(self, listening: oneshot::Receiver<()>) -> Result<(), EngineError> {
-        let id = self.create().await?;
+        let Some(id) = self.create().await? else {
+            return Ok(());
+        };
         crash_point("container.made");
         if listening.await.is_err() || self.shim.was_killed() {
             self.discard(&id).await;
@@ -150,31 +156,44 @@ impl BringingUp {
         started
     }
 
-    /// Makes the container, or takes up the one that an answer which was lost has made (A4).
-    async fn create(&self) -> Result<String, EngineError> {
+    /// Makes the container, or takes up the one that an answer which was lost has made (A4). `None` if nobody waits for it
+    /// any more: what has the name now may be the next attempt's, and at work.
+    async fn create(&self) -> Result<Option<String>, EngineError> {
         let name = &self.name;
         let cgroupfs = self.engine.facts().await?.cgroupfs;
-        let volumes = self.engine.volumes(self.description.image()).await?;
-        let body = self.description.body(cgroupfs, &volumes);
+        let image = self.engine.image(self.description.image()).await?;
+        let body = self.description.body(cgroupfs, &image.volumes);
+        if self.shim.was_killed() {
+            return Ok(None);
+        }
         let first = self.engine.create(name, body.clone()).await;
         let in_doubt = |error: &EngineError| error.is_doubtful() || error.status() == Some(409);
         if !first.as_ref().is_err_and(in_doubt) {
-            return first;
+            return first.map(Some);
         }
         let Some(found) = self.engine.inspect(name).await? else {
-            return first;
+            return first.map(Some);
         };
         let labels = found.config.and_then(|config| config.labels);
-        let launch = labels.and_then(|labels| labels.get(LABEL_LAUNCH).cloned());
-        if launch.as_deref() == self.description.launch()
-            && let Some(id) = found.id
-        {
-            return Ok(id);
+        let label = |name| labels.as_ref().and_then(|labels| labels.get(name));
+        let (instance, launch) = (label(LABEL_INSTANCE), label(LABEL_LAUNCH));
+        let Some(id) = found
+            .id
+            .filter(|_| instance == Some(&self.description.instance))
+        else {
+            // Another spoke's, of an agent with the same id.
+            return first.map(Some);
+        };
+        if launch.map(String::as_str) == self.description.launch() {
+            return Ok(Some(id));
+        }
+        if self.shim.was_killed() {
+            return Ok(None);
         }
         // An earlier attempt's, whose shim is gone: nothing of it can run.
         warn!(name, "removing the container of an earlier attempt");
-        self.engine.remove(name).await?;
-        self.engine.create(name, body).await
+        self.engine.remove(&id).await?;
+        self.engine.create(name, body).await.map(Some)
     }
 
     /// Removes a container that nobody waits for any more: the clean-up may have been there before it.
@@ -205,6 +224,15 @@ impl SandboxHandle for DockerHandle {
     }
 
     async fn init_started(&self, time_limit: Duration) -> Result<(), SandboxError> {
+        // Before the time counts. What waits for an agent needs no engine, and no turn.
+        let _turn = match &self.making {
+            Making::Before(_) => None,
+            Making::Now(_) => tokio::select! {
+                biased;
+                () = self.shim.shim_ended() => None,
+                turn = self.engine.turn_to_start() => turn,
+            },
+        };
         tokio::time::timeout(time_limit, self.come_up())
             .await
             .map_err(|_| SandboxError::StartTimedOut(time_limit))?
@@ -231,8 +259,22 @@ impl SandboxHandle for DockerHandle {
         if self.shim.was_killed() {
             self.shim.thaw_members();
             let (engine, name) = (Arc::clone(&self.engine), self.name.clone());
+            let instance = self.instance.clone();
+            let given = match &self.making {
+                Making::Before(id) => Some(id.clone()),
+                Making::Now(_) => None,
+            };
             tokio::spawn(async move {
-                if let Err(error) = engine.kill(&name).await {
+                let ours = match given {
+                    Some(id) => Ok(Some(id)),
+                    None => engine.owned(&name, (LABEL_INSTANCE, &instance)).await,
+                };
+                let killed = match ours {
+                    Ok(Some(id)) => engine.kill(&id).await,
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = killed {
                     warn!(
                         name,
                         error = &error as &dyn std::error::Error,

@@ -33,6 +33,11 @@ use crate::{
     },
 };
 
+mod waiting;
+
+pub(in crate::sandbox) use waiting::Waiting;
+use waiting::files_of;
+
 /// How long a container may take until its init waits.
 const WARM_WITHIN: Duration = Duration::from_secs(60);
 /// How long to wait after one could not be made.
@@ -58,55 +63,6 @@ pub struct WarmSettings {
     pub binds: Vec<Bind>,
 }
 
-/// A container whose init waits for an agent. Dropping it ends its shim, and so its init.
-#[derive(Debug)]
-pub(in crate::sandbox) struct Waiting {
-    slot: String,
-    container: String,
-    binds: Vec<Bind>,
-    shim: Option<Child>,
-    voice: Option<ShimVoice>,
-}
-
-impl Waiting {
-    /// Its slot.
-    pub(super) fn slot(&self) -> &str {
-        &self.slot
-    }
-
-    /// The engine's id of it.
-    pub(super) fn container(&self) -> &str {
-        &self.container
-    }
-
-    /// Whether its shim, and with it its init, is still there.
-    fn is_alive(&mut self) -> bool {
-        self.shim
-            .as_mut()
-            .is_some_and(|shim| matches!(shim.try_wait(), Ok(None)))
-    }
-
-    /// The shim and its voice, for the agent's handle.
-    pub(super) fn into_shim(mut self) -> Option<(Child, ShimVoice)> {
-        self.shim.take().zip(self.voice.take())
-    }
-
-    /// What the agent is yet to be given of what its launch binds.
-    pub(super) fn missing(&self, spec: &LaunchSpec) -> Vec<Bind> {
-        let is_missing = |bind: &&Bind| !self.binds.contains(bind);
-        spec.binds.iter().filter(is_missing).cloned().collect()
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let Some(shim) = &mut self.shim {
-            let _ = shim.kill();
-            let _ = shim.wait();
-        }
-    }
-}
-
 /// The containers that wait for the agents of one runtime.
 #[derive(Debug)]
 pub(super) struct Pool {
@@ -128,19 +84,20 @@ impl Pool {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What waited and was ended meanwhile.
-    fn take_dead(&self) -> Vec<Waiting> {
+    /// What waited and was ended meanwhile, or would be made otherwise now: of this image, if that is known.
+    fn take_useless(&self, image: Option<&str>) -> Vec<Waiting> {
         let mut waiting = self.lock();
         let all = std::mem::take(&mut *waiting);
-        let mut dead = Vec::new();
+        let mut useless = Vec::new();
         for mut one in all {
-            if one.is_alive() {
+            let is_of_now = image.is_none_or(|image| image == one.image) && one.is_current();
+            if one.is_alive() && is_of_now {
                 waiting.push_back(one);
             } else {
-                dead.push(one);
+                useless.push(one);
             }
         }
-        dead
+        useless
     }
 
     /// Whether a launch fits what waits here: what is not attached later must be there already.
@@ -163,7 +120,7 @@ impl DockerSandbox {
             .find(|pool| pool.fits(spec, &self.data_dir))?;
         let taken = loop {
             let mut next = pool.lock().pop_front()?;
-            if next.is_alive() {
+            if next.is_alive() && next.is_current() {
                 break next;
             }
             // The sweep finds its container, which it spares while it is held. Nothing in it lives without its shim.
@@ -171,6 +128,15 @@ impl DockerSandbox {
         };
         pool.taken.notify_one();
         Some(taken)
+    }
+
+    /// Tells the next container that its agent is on the way.
+    pub(super) fn expect_launch(&self, warm: &str) {
+        for pool in self.pools.iter().filter(|pool| pool.settings.name == warm) {
+            if let Some(next) = pool.lock().front_mut() {
+                next.expect();
+            }
+        }
     }
 
     /// Keeps the pools filled while `may_fill` says so, until `stop`.
@@ -200,8 +166,13 @@ impl DockerSandbox {
             }
         };
         while !stop.is_cancelled() {
-            for dead in pool.take_dead() {
-                self.discard(dead).await;
+            let image = tokio::select! {
+                () = stop.cancelled() => return,
+                // An engine that does not say it now says it at the next look.
+                image = self.engine.image(&self.settings.image) => image.ok(),
+            };
+            for useless in pool.take_useless(image.as_ref().map(|image| image.id.as_str())) {
+                self.discard_unless(stop, useless).await;
             }
             if pool.lock().len() >= pool.settings.size || !may_fill() {
                 in_a_while().await;
@@ -214,7 +185,7 @@ impl DockerSandbox {
             };
             match made {
                 // One whose shim came up behind the strike of a kill-all with a hold.
-                Ok(waiting) if !may_fill() => self.discard(waiting).await,
+                Ok(waiting) if !may_fill() => self.discard_unless(stop, waiting).await,
                 Ok(waiting) => {
                     let slot = waiting.slot().to_owned();
                     pool.lock().push_back(waiting);
@@ -280,7 +251,9 @@ impl DockerSandbox {
         let mut waiting = Waiting {
             slot: slot.to_owned(),
             container: waiting_name(slot),
+            image: String::new(),
             binds: settings.binds.clone(),
+            bound: Vec::new(),
             shim: Some(shim),
             voice: None,
         };
@@ -297,9 +270,13 @@ impl DockerSandbox {
                 "waiting containers need an engine with the cgroup driver `cgroupfs`".to_owned(),
             ));
         }
-        let volumes = self.engine.volumes(&self.settings.image).await?;
+        let image = self.engine.image(&self.settings.image).await?;
+        // Both before it is made: what changes meanwhile is found at the next look.
+        waiting.image = image.id;
+        waiting.bound =
+            files_of(&settings.binds).map_err(SandboxError::io("find what is lent in", dir))?;
         let description = self.describe_waiting(settings, slot, link);
-        let body = description.body(cgroupfs, &volumes);
+        let body = description.body(cgroupfs, &image.volumes);
         waiting.container = self.engine.create(&waiting.container, body).await?;
         crash_point("slot.container-made");
         self.engine.start(&waiting.container).await?;
@@ -360,6 +337,14 @@ impl DockerSandbox {
                     .count()
             })
             .sum()
+    }
+
+    /// As [`Self::discard`]; a stop waits for no engine that hangs, and leaves it to the next start's sweep.
+    async fn discard_unless(&self, stop: &CancellationToken, waiting: Waiting) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.discard(waiting) => {}
+        }
     }
 
     async fn discard(&self, waiting: Waiting) {

@@ -30,10 +30,18 @@ impl DockerSandbox {
         let slots = self.slots();
         let known = known();
         // What waited for an agent and has one now is known by that agent's own files.
-        let taken: HashSet<String> = known
-            .iter()
-            .filter_map(|agent| self.container_of(*agent).map(|container| container.id))
-            .collect();
+        let mut taken = HashSet::new();
+        let mut some_unread = false;
+        for agent in &known {
+            match self.container_of(*agent) {
+                Ok(container) => taken.extend(container.map(|container| container.id)),
+                // What cannot be read now may name any of those that waited.
+                Err(error) => {
+                    warn!(%agent, error = &error as &dyn std::error::Error, "containers that waited are left alone");
+                    some_unread = true;
+                }
+            }
+        }
         let mut removed = 0;
         let mut failed = None;
         for container in found {
@@ -42,7 +50,7 @@ impl DockerSandbox {
             let slot = label(LABEL_SLOT);
             if taken.contains(&container.id)
                 || agent.is_some_and(|agent| known.contains(&agent))
-                || slot.is_some_and(|slot| slots.contains(slot))
+                || slot.is_some_and(|slot| some_unread || slots.contains(slot))
             {
                 continue;
             }

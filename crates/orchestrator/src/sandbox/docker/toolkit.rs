@@ -108,8 +108,7 @@ fn lay_out(all: &Path, dir: &Path, program: &Path, loader: Option<&Path>) -> io:
     let real = fs::canonicalize(program);
     let linked = real.is_ok_and(|real| fs::hard_link(real, &here).is_ok());
     if !linked {
-        fs::copy(program, &here)?;
-        fs::set_permissions(&here, fs::Permissions::from_mode(0o755))?;
+        copy(program, &here)?;
     }
     if let Some(loader) = loader {
         copy(loader, &new.join(LOADER))?;
@@ -128,9 +127,11 @@ fn lay_out(all: &Path, dir: &Path, program: &Path, loader: Option<&Path>) -> io:
     }
 }
 
+/// Copies a file, and has it on the disk: a folder that is there is taken for whole, after a loss of power as well.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, to)?;
-    fs::set_permissions(to, fs::Permissions::from_mode(0o755))
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755))?;
+    fs::File::open(to)?.sync_all()
 }
 
 /// The libraries of a program, as its loader finds them.

@@ -35,6 +35,12 @@ pub(in crate::sandbox) const WARM_FLAG: &str = "warm";
 /// What the shim says when the init of its container is there.
 pub(in crate::sandbox) const WARM: &str = "warm";
 
+/// What a waiting shim is told when its agent is some milliseconds away.
+///
+/// Whoever moves a process into a group waits for a grace period of RCU, 11 ms and more, unless another was moved just
+/// before. The shim moves itself to where it is: that changes nothing, and is over when it has to move in earnest.
+pub(in crate::sandbox) const EXPECT: &[u8] = b"expect\n";
+
 /// What a warm shim is told first, on one line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -70,6 +76,13 @@ pub(super) fn wait(control: &mut Control) -> io::Result<Option<(Plan, Link)>> {
     writeln!(io::stdout(), "{WARM}")?;
     loop {
         if let Some(line) = control.take_line() {
+            if line == EXPECT {
+                if let Some(group) = &order.cgroup {
+                    // In vain, the move in earnest takes its time.
+                    let _ = cgroup::join(group.path());
+                }
+                continue;
+            }
             return Ok(Some((serde_json::from_slice(&line)?, link)));
         }
         let [gone, told] = wait_for_either(&link)?;

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use mosaic_types::agent::{EndReason, ObservedState};
+use mosaic_e2e::engine::private::IMAGE;
+use mosaic_types::{
+    AgentId,
+    agent::{EndReason, ObservedState},
+};
 use reqwest::Method;
 use serde_json::json;
 
@@ -65,6 +69,119 @@ async fn a1_a4_a_container_that_comes_after_its_launch_was_given_up_is_removed()
     assert!(!told.contains("\"line\":\"ran\""), "{told}");
     meddler.release();
     meddler.until_answered("/containers/create").await;
+    troubled.engine.until_empty().await;
+    troubled.stop().await;
+}
+
+/// A4, A32: an attempt that was given up finds another of the same agent at work under its name.
+#[tokio::test]
+async fn a4_a_container_that_is_made_late_takes_no_later_attempt_away() {
+    // Longer than an attempt may take to come up.
+    let Some((troubled, meddler)) = Troubled::meddled(30).await else {
+        return;
+    };
+    meddler.meddle("POST", "/containers/create", 1, Meddling::Held);
+    let agent = AgentId::generate();
+    let script = "echo at-work; until [ -e go ]; do sleep 0.05; done; echo after";
+    let mut body = troubled.spoke.spawn_body(agent, script);
+    body["options"] = json!({"maxRetries": 1});
+    troubled
+        .spoke
+        .call(Method::POST, "/agents/spawn", Some(body))
+        .await;
+    troubled.spoke.wrote(agent, "at-work").await;
+    let inspected = meddler.answered(&format!("GET /v1.41/containers/mosaic-{agent}"));
+    meddler.release();
+    meddler
+        .until_answered_times(&format!("/containers/create?name=mosaic-{agent}"), 2)
+        .await;
+    meddler
+        .until_answered_times(&format!("/containers/mosaic-{agent}/json"), inspected + 1)
+        .await;
+    troubled.touch(agent, "go");
+    let status = troubled.spoke.finished(agent).await;
+    assert_eq!(
+        (status.state, status.attempt),
+        (ObservedState::Completed, 2),
+        "{status:#?}"
+    );
+    troubled.engine.until_empty().await;
+    troubled.stop().await;
+}
+
+/// A12: another spoke of the engine has an agent of the same id.
+#[tokio::test]
+async fn a12_a_container_of_another_spoke_is_left_alone_whatever_its_name() {
+    let Some(troubled) = Troubled::start(5).await else {
+        return;
+    };
+    let agent = AgentId::generate();
+    let name = format!("mosaic-{agent}");
+    let theirs = troubled.engine.docker(&[
+        "create",
+        "--name",
+        &name,
+        "--label",
+        "dev.mosaic.instance=another",
+        IMAGE,
+        "true",
+    ]);
+    let mut body = troubled.spoke.spawn_body(agent, "echo ran");
+    body["options"] = json!({"maxRetries": 0});
+    troubled
+        .spoke
+        .call(Method::POST, "/agents/spawn", Some(body))
+        .await;
+    let status = troubled.spoke.finished(agent).await;
+    assert_eq!(status.reason, Some(EndReason::SpawnFailed), "{status:#?}");
+    assert!(
+        status.detail.unwrap().contains(&name),
+        "the conflict is told"
+    );
+    let there = troubled.engine.docker(&["inspect", "-f", "{{.Id}}", &name]);
+    assert_eq!(there, theirs);
+    let _ = troubled.engine.docker(&["rm", &name]);
+    troubled.stop().await;
+}
+
+/// An engine that is asked for hundreds at once would come to most of them when their time is over.
+#[tokio::test]
+async fn a29_containers_are_made_a_few_at_a_time_and_who_waits_for_a_turn_can_be_killed() {
+    const AT_A_TIME: usize = 8;
+    let Some((troubled, meddler)) = Troubled::meddled(30).await else {
+        return;
+    };
+    meddler.meddle("POST", "/containers/create", AT_A_TIME + 2, Meddling::Held);
+    let mut agents = Vec::new();
+    for _ in 0..AT_A_TIME {
+        agents.push(troubled.spoke.spawn("echo ran").await);
+    }
+    meddler
+        .until_asked_times("/containers/create", AT_A_TIME)
+        .await;
+    let killed = troubled.spoke.spawn("echo never").await;
+    let waits = troubled.spoke.spawn("echo ran").await;
+    troubled
+        .spoke
+        .becomes(killed, ObservedState::Spawning)
+        .await;
+    troubled.spoke.becomes(waits, ObservedState::Spawning).await;
+    // Whoever waits for no engine overtakes them: long before, another would have been asked for.
+    let (status, _) = troubled
+        .run("echo ran", json!({"sandbox": "process"}))
+        .await;
+    assert_eq!(status.state, ObservedState::Completed, "{status:#?}");
+    assert_eq!(meddler.asked("/containers/create"), AT_A_TIME);
+    let report = troubled.spoke.kill(killed).await;
+    assert_eq!(report["outcome"], "killed", "{report}");
+    troubled.spoke.becomes(killed, ObservedState::Killed).await;
+    meddler.release();
+    for agent in agents.into_iter().chain([waits]) {
+        let status = troubled.spoke.finished(agent).await;
+        assert_eq!(status.state, ObservedState::Completed, "{status:#?}");
+    }
+    let asked = meddler.asked("/containers/create");
+    assert_eq!(asked, AT_A_TIME + 1, "none for who was killed");
     troubled.engine.until_empty().await;
     troubled.stop().await;
 }

@@ -138,7 +138,12 @@ impl Meddler {
 
     /// Waits until the engine has answered such a call, whoever hears it.
     pub(crate) async fn until_answered(&self, part: &str) {
-        self.until(part, |seen| count(&seen.answered, part) > 0)
+        self.until_answered_times(part, 1).await;
+    }
+
+    /// Waits until the engine has answered so many such calls.
+    pub(crate) async fn until_answered_times(&self, part: &str, times: usize) {
+        self.until(part, |seen| count(&seen.answered, part) >= times)
             .await;
     }
 

@@ -2,15 +2,15 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use mosaic_orchestrator::sandbox::PoolSettings;
-use mosaic_types::{
-    agent::{EndReason, ObservedState},
-    command::NetworkPolicy,
-};
+use mosaic_types::agent::{EndReason, ObservedState};
 use reqwest::Method;
 use serde_json::json;
 
-use super::engine::{self, Troubled};
+use super::{
+    engine::{self, Troubled},
+    meddler::{Meddler, Meddling},
+    warm::pool,
+};
 use crate::rig::{FOREVER, PATIENCE};
 
 const WAITS: &str = "echo at-work; until [ -e go ]; do sleep 0.05; done; echo after";
@@ -164,14 +164,7 @@ async fn an_engine_that_was_away_leaves_no_trail_of_waiting_containers() {
     let Some(engine) = engine::start().await else {
         return;
     };
-    let mut troubled = Troubled::on(engine, 5, |settings| {
-        settings.warm = vec![PoolSettings {
-            runtime: "shell".parse().unwrap(),
-            size: 2,
-            network: NetworkPolicy::None,
-        }];
-    })
-    .await;
+    let mut troubled = Troubled::on(engine, 5, |settings| settings.warm = pool(2)).await;
     let filled = async |troubled: &Troubled| {
         while troubled.spoke.running().waiting_containers("shell") < 2 {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -207,6 +200,36 @@ async fn an_engine_that_was_away_leaves_no_trail_of_waiting_containers() {
     tokio::time::timeout(PATIENCE, settled).await.unwrap();
     assert_eq!(slots(&troubled), 2);
     troubled.stop().await;
+}
+
+/// A29: what waited is dead after a kill-all, and an engine that hangs is asked to remove it, one by one.
+#[tokio::test]
+async fn a29_a_stop_waits_for_no_engine_that_is_to_remove_what_waited() {
+    let Some(engine) = engine::start().await else {
+        return;
+    };
+    let meddler = Meddler::before(&engine.socket());
+    let socket = meddler.socket();
+    // So long that whoever waited for it would be ended by the tests' time limit.
+    let troubled = Troubled::on(engine, 300, |settings| {
+        settings.socket = socket;
+        settings.warm = pool(2);
+    })
+    .await;
+    let filled = async {
+        while troubled.spoke.running().waiting_containers("shell") < 2 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, filled).await.unwrap();
+    meddler.meddle("DELETE", "/containers/", usize::MAX, Meddling::Held);
+    let path = "/agents/kill-all";
+    let held = Some(json!({"hold": true}));
+    troubled.spoke.call(Method::POST, path, held).await;
+    meddler.until_asked("DELETE").await;
+    let Troubled { engine, spoke } = troubled;
+    spoke.stop_with(|| meddler.release()).await;
+    engine.until_empty().await;
 }
 
 /// A3, A8: an engine may put its containers elsewhere than below the agent's group, as with the cgroup driver `systemd`:

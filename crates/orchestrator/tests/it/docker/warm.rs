@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mosaic_e2e::api::eventually;
+use mosaic_e2e::{api::eventually, engine::private::IMAGE};
 use mosaic_orchestrator::sandbox::PoolSettings;
 use mosaic_types::{
     AgentId,
@@ -12,17 +12,25 @@ use mosaic_types::{
 use reqwest::Method;
 use serde_json::json;
 
-use super::rig::{Docked, docker};
+use super::{
+    engine::Troubled,
+    rig::{Docked, docker},
+};
 use crate::rig::{FOREVER, PATIENCE, git};
+
+/// So many of them for `shell`, without a network.
+pub(super) fn pool(size: usize) -> Vec<PoolSettings> {
+    vec![PoolSettings {
+        runtime: "shell".parse().unwrap(),
+        size,
+        network: NetworkPolicy::None,
+    }]
+}
 
 async fn start(size: usize) -> Option<Docked> {
     let docked = Docked::start_with(|config| {
         config.limits.reconcile_secs = 1;
-        config.sandbox.docker.as_mut().unwrap().warm = vec![PoolSettings {
-            runtime: "shell".parse().unwrap(),
-            size,
-            network: NetworkPolicy::None,
-        }];
+        config.sandbox.docker.as_mut().unwrap().warm = pool(size);
     })
     .await?;
     docked.filled(size).await;
@@ -65,6 +73,11 @@ async fn a_waiting_container_becomes_its_agents_and_another_takes_its_place() {
         "/sys/fs/cgroup/memory{memory}/memory.limit_in_bytes"
     ));
     assert_eq!(limit.unwrap().trim(), (96 << 20).to_string());
+    // Where the kernel counts swap, it is in the limit.
+    let with_swap = format!("/sys/fs/cgroup/memory{memory}/memory.memsw.limit_in_bytes");
+    if let Ok(limit) = std::fs::read_to_string(with_swap) {
+        assert_eq!(limit.trim(), (96 << 20).to_string());
+    }
     let unified = groups
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
@@ -251,4 +264,72 @@ async fn a12_a_waiting_container_whose_init_died_is_given_to_nobody() {
     assert_eq!(status.state, ObservedState::Completed, "{status:#?}");
     gone(&waiting[0]).await;
     docked.stop().await;
+}
+
+/// A1, A12: a record that cannot be read now may name any container that waited once.
+#[tokio::test]
+async fn a12_what_waited_is_swept_only_when_it_is_known_to_be_nobodys() {
+    let Some(docked) = start(1).await else { return };
+    let waiting = ids_of_waiting(&docked);
+    let agent = docked.spawn_with(FOREVER, json!({"network": "none"})).await;
+    docked.spoke.wrote(agent, "at-work").await;
+    let record = docked
+        .spoke
+        .data_dir()
+        .join(format!("agents/{agent}/run/container.json"));
+    let aside = record.with_extension("aside");
+    std::fs::rename(&record, &aside).unwrap();
+    std::fs::create_dir(&record).unwrap();
+    let labels = docker(&["inspect", "-f", "{{json .Config.Labels}}", &waiting[0]]);
+    let labels: serde_json::Value = serde_json::from_str(&labels).unwrap();
+    let instance = labels["dev.mosaic.instance"].as_str().unwrap();
+    let ours = format!("dev.mosaic.instance={instance}");
+    // Two sweeps: of the first it is not known whether the agent's container was before or behind.
+    for _ in 0..2 {
+        let stray = docker(&["create", "--label", &ours, &super::rig::image(), "true"]);
+        gone(&stray).await;
+    }
+    let status = docked.spoke.status(agent).await;
+    assert_eq!(status.state, ObservedState::Running, "{status:#?}");
+    std::fs::remove_dir(&record).unwrap();
+    std::fs::rename(&aside, &record).unwrap();
+    docked.spoke.kill(agent).await;
+    docked.spoke.finished(agent).await;
+    gone(&waiting[0]).await;
+    docked.stop().await;
+}
+
+/// An operator has built the image anew: nobody is given a container of the old one.
+#[tokio::test]
+async fn what_waits_is_made_anew_when_its_image_is_another() {
+    let Some(engine) = super::engine::start().await else {
+        return;
+    };
+    let troubled = Troubled::on(engine, 5, |settings| settings.warm = pool(1)).await;
+    let image_of = |name: &str| {
+        troubled
+            .engine
+            .docker(&["inspect", "-f", "{{.Image}}", name])
+    };
+    let waiting = async || {
+        eventually("a container that waits", async || {
+            let is_filled = troubled.spoke.running().waiting_containers("shell") == 1;
+            let names = troubled.engine.containers();
+            (is_filled && names.len() == 1).then(|| names[0].clone())
+        })
+        .await
+    };
+    let before = image_of(&waiting().await);
+    for change in [
+        ["create", "--name", "changed", IMAGE, "true"].as_slice(),
+        &["commit", "--change", "LABEL new=1", "changed", IMAGE],
+        &["rm", "changed"],
+    ] {
+        let _ = troubled.engine.docker(change);
+    }
+    eventually("a container of the new image", async || {
+        (image_of(&waiting().await) != before).then_some(())
+    })
+    .await;
+    troubled.stop().await;
 }

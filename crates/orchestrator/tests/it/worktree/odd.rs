@@ -24,7 +24,7 @@ async fn refusals(world: &World, path: &Path, branch: &str) -> [WorktreeError; 2
     let branch = BranchName::parse(branch).unwrap();
     let looked = world.worktrees.check(&url(path), &branch).await;
     let agent = AgentId::generate();
-    let made = world.worktrees.prepare(&agent, &url(path), &branch).await;
+    let made = world.worktrees.prepare(&agent, &url(path), &branch, || {}).await;
     [looked.unwrap_err(), made.unwrap_err()]
 }
 
@@ -41,7 +41,7 @@ async fn a_repository_whose_head_points_nowhere_is_had_by_a_branchs_name() {
     let branch = BranchName::parse("main").unwrap();
     world.worktrees.check(&url(&bare), &branch).await.unwrap();
     let agent = AgentId::generate();
-    let prepared = world.worktrees.prepare(&agent, &url(&bare), &branch).await;
+    let prepared = world.worktrees.prepare(&agent, &url(&bare), &branch, || {}).await;
     assert_eq!(prepared.unwrap().base_commit, tip);
     for error in refusals(&world, &bare, "HEAD").await {
         let told = (error.code(), error.field());

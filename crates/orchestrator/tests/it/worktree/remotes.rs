@@ -44,7 +44,7 @@ async fn fetch(worktrees: &Worktrees, url: &str, branch: &str) -> Result<AgentId
     let agent = AgentId::generate();
     let url = RepositoryUrl::parse(url).unwrap();
     worktrees
-        .prepare(&agent, &url, &BranchName::parse(branch).unwrap())
+        .prepare(&agent, &url, &BranchName::parse(branch).unwrap(), || {})
         .await
         .map(|_| agent)
 }

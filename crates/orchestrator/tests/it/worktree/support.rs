@@ -124,7 +124,7 @@ impl World {
         branch: &str,
     ) -> Result<Prepared, WorktreeError> {
         self.worktrees
-            .prepare(agent, &self.url(), &BranchName::parse(branch).unwrap())
+            .prepare(agent, &self.url(), &BranchName::parse(branch).unwrap(), || {})
             .await
     }
 

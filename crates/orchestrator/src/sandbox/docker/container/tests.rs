@@ -199,6 +199,13 @@ fn what_is_lent_from_roots_home_can_be_reached() {
     let owner = format!("uid={}", DockerSettings::of_image("x").user.uid);
     assert!(tmpfs("/root/.cache/program")["/root"].contains(&owner));
     assert!(!tmpfs("/rootless/program").contains_key("/root"));
+    // What is attached to a container that waits comes later, and is to be reached as well.
+    let waiting = Description {
+        later: Some("/root/mosaic".into()),
+        ..description(&spec(Vec::new()), data.path())
+    };
+    let body = waiting.body(true, &[]);
+    assert!(body.host_config.unwrap().tmpfs.unwrap()["/root"].contains(&owner));
 }
 
 #[test]
