@@ -1,6 +1,11 @@
 //! Puts a spoke together: configuration → node and sandbox → take-over of what runs → routes → serve → drain.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use mosaic_node::{Node, NodeConfig, OpenError, fallback, federation_routes, health_routes, serve};
 use mosaic_types::{
@@ -8,6 +13,7 @@ use mosaic_types::{
     command::{NetworkPolicy, SandboxKind},
     connection::NodeRole,
 };
+use nix::unistd::{User, geteuid};
 use thiserror::Error;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -316,7 +322,7 @@ async fn find_sandboxes(
     config: &Config,
     runtimes: &RuntimeCatalog,
     node: &Node,
-    data_dir: &std::path::Path,
+    data_dir: &Path,
 ) -> Result<Sandboxes, StartError> {
     // The hash's first characters tell this instance's cgroup from others' on the same machine.
     let instance: String = node.instance_id().as_str().chars().take(15).collect();
@@ -396,8 +402,8 @@ fn warm_settings(
 }
 
 fn masked(config: &Config) -> Vec<PathBuf> {
-    let home = std::env::var_os("HOME").map(PathBuf::from);
-    let usual = home.into_iter().flat_map(|home| {
+    let of_env = std::env::var_os("HOME").map(PathBuf::from);
+    let usual = homes(of_env).into_iter().flat_map(|home| {
         crate::config::SECRET_PLACES
             .iter()
             .map(move |place| home.join(place))
@@ -410,6 +416,39 @@ fn masked(config: &Config) -> Vec<PathBuf> {
         .chain(usual)
         .chain(secret_files(config))
         .collect()
+}
+
+/// The daemon's homes: that of its environment, which a service may lack or have another of, and that of its user.
+fn homes(of_env: Option<PathBuf>) -> Vec<PathBuf> {
+    let user = User::from_uid(geteuid()).unwrap_or_else(|error| {
+        warn!(
+            error = &error as &dyn std::error::Error,
+            "failed to look for the home of the daemon's user"
+        );
+        None
+    });
+    let of_user = user.map(|user| user.dir).filter(|home| is_open(home));
+    let mut homes: Vec<_> = of_env
+        .into_iter()
+        .chain(of_user)
+        .filter(|home| home.is_absolute())
+        .collect();
+    homes.dedup();
+    homes
+}
+
+/// Whether there may be something in a home. One that is closed to the daemon is closed to its agents, and one of a
+/// service may be no directory: looking below it would fail each launch.
+fn is_open(home: &Path) -> bool {
+    home.join(".").metadata().map_or_else(
+        |error| {
+            !matches!(
+                error.kind(),
+                ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+            )
+        },
+        |home| home.is_dir(),
+    )
 }
 
 /// The files of secrets: an agent has the daemon's user, so that no mode keeps it from reading them.
@@ -429,7 +468,30 @@ fn secret_files(config: &Config) -> impl Iterator<Item = PathBuf> {
             CredentialKind::Ssh { key_file, .. } => key_file.clone(),
             CredentialKind::Token { token_file, .. } => token_file.clone(),
         });
-    named
-        .chain(of_runtimes.map(std::path::Path::to_owned))
-        .chain(of_git)
+    named.chain(of_runtimes.map(Path::to_owned)).chain(of_git)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_users_home_is_masked_whatever_the_environment_says() {
+        let home = User::from_uid(geteuid()).unwrap().unwrap().dir;
+        let elsewhere = PathBuf::from("/elsewhere");
+        let both = vec![elsewhere.clone(), home.clone()];
+        assert_eq!(homes(Some(elsewhere)), both);
+        for of_env in [None, Some(PathBuf::new()), Some(home.clone())] {
+            assert_eq!(homes(of_env), vec![home.clone()]);
+        }
+    }
+
+    #[test]
+    fn a_home_that_is_none_fails_no_launch() {
+        assert!(!is_open(Path::new("/dev/null")));
+        let folder = tempfile::tempdir().unwrap();
+        assert!(is_open(folder.path()));
+        // It may be made yet.
+        assert!(is_open(&folder.path().join("later")));
+    }
 }

@@ -43,6 +43,8 @@ mod removal;
 mod result;
 mod salvaged;
 mod snapshot;
+mod tags;
+mod trees;
 mod upkeep;
 mod workshop;
 

@@ -15,11 +15,12 @@ use git2::{Oid, Repository};
 use mosaic_types::AgentId;
 
 use super::{
-    WorktreeError, Worktrees, blocking,
+    Limits, WorktreeError, Worktrees, blocking,
     checkout::AgentDirs,
     mirror::{self, agent_ref},
     patch::Bounded,
-    salvaged,
+    salvaged, tags,
+    trees::Trees,
 };
 
 /// How long one bundle may take to make.
@@ -47,7 +48,7 @@ impl Worktrees {
     ) -> Result<Option<PathBuf>, WorktreeError> {
         let agent = *agent;
         let dirs = AgentDirs::new(&self.inner.config.agents_dir, &agent);
-        let limit = self.inner.config.limits.max_bundle_bytes;
+        let limits = self.inner.config.limits.clone();
         let turn = self.inner.agents.lock(&agent.to_string()).await;
         let making = Arc::clone(&self.inner.bundles).acquire_owned().await;
         let record = dirs.read_record()?.ok_or(WorktreeError::NotPrepared)?;
@@ -72,7 +73,7 @@ impl Worktrees {
             }
             let header = header(base, &agent, &refs);
             if !begins_with(&path, &header) {
-                make(&mirror, &header, (base, &refs), &path, limit)?;
+                make(&mirror, &header, (base, &refs), &path, &limits)?;
             }
             drop((turn, making));
             Ok(Some(path))
@@ -107,10 +108,10 @@ fn make(
     header: &[u8],
     (base, refs): (Oid, &[(Vec<u8>, Oid)]),
     path: &Path,
-    limit: u64,
+    limits: &Limits,
 ) -> Result<(), WorktreeError> {
     let temporary = path.with_extension("bundle.tmp");
-    let written = write(mirror, header, (base, refs), &temporary, limit).and_then(|()| {
+    let written = write(mirror, header, (base, refs), &temporary, limits).and_then(|()| {
         fs::rename(&temporary, path).map_err(WorktreeError::io("writing the bundle", path))
     });
     if written.is_err() {
@@ -124,8 +125,9 @@ fn write(
     header: &[u8],
     (base, refs): (Oid, &[(Vec<u8>, Oid)]),
     path: &Path,
-    limit: u64,
+    limits: &Limits,
 ) -> Result<(), WorktreeError> {
+    let limit = limits.max_bundle_bytes;
     let failed = || WorktreeError::git("making the bundle");
     let io_failed = |error: io::Error| match error.kind() {
         io::ErrorKind::FileTooLarge => WorktreeError::TooLarge {
@@ -134,11 +136,19 @@ fn write(
         },
         _ => WorktreeError::io("writing the bundle", path)(error),
     };
-    let mut walk = mirror.revwalk().map_err(failed())?;
-    for (_, tip) in refs {
-        walk.push(*tip).map_err(failed())?;
+    let walk = || {
+        let mut walk = mirror.revwalk()?;
+        for (_, tip) in refs {
+            walk.push(*tip)?;
+        }
+        walk.hide(base)?;
+        Ok(walk)
+    };
+    let mut trees = Trees::new(limits);
+    trees.of_commit(mirror, base)?;
+    for commit in walk().map_err(failed())? {
+        trees.of_commit(mirror, commit.map_err(failed())?)?;
     }
-    walk.hide(base).map_err(failed())?;
     let mut builder = mirror.packbuilder().map_err(failed())?;
     builder.set_threads(1);
     let deadline = Instant::now().checked_add(MAKING_LIMIT);
@@ -146,7 +156,15 @@ fn write(
     builder
         .set_progress_callback(move |_, _, _| in_time())
         .map_err(failed())?;
-    builder.insert_walk(&mut walk).map_err(failed())?;
+    builder
+        .insert_walk(&mut walk().map_err(failed())?)
+        .map_err(failed())?;
+    let followed = refs
+        .iter()
+        .filter_map(|(_, tip)| tags::follow(mirror, *tip));
+    for tag in followed.flat_map(|followed| followed.tags) {
+        builder.insert_object(tag, None).map_err(failed())?;
+    }
 
     let file = fs::File::create(path).map_err(WorktreeError::io("writing the bundle", path))?;
     let mut out = Bounded::new(BufWriter::new(file), limit);

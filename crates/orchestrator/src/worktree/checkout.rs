@@ -12,10 +12,12 @@ use mosaic_types::AgentId;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Limits,
     address::{BranchName, RepositoryUrl},
     error::WorktreeError,
     patch::told,
     removal,
+    trees::Trees,
 };
 
 /// What was prepared for an agent; kept beside the tree, out of the agent's reach.
@@ -116,6 +118,7 @@ pub(super) struct Plan<'a> {
     pub(super) mirror_objects: &'a Path,
     pub(super) refs: &'a [(Vec<u8>, Oid)],
     pub(super) tip: Oid,
+    pub(super) limits: &'a Limits,
 }
 
 /// Builds the tree beside its place and moves it there at once, so that a crash leaves nothing or all.
@@ -198,6 +201,7 @@ fn build_at(path: &Path, plan: &Plan<'_>) -> Result<(), WorktreeError> {
     repository
         .set_config(&git2::Config::open(&git_dir.join("config")).map_err(failed())?)
         .map_err(failed())?;
+    measure(&repository, plan)?;
     let commit = repository.find_commit(plan.tip).map_err(failed())?;
     let mut checkout = CheckoutBuilder::new();
     checkout.force();
@@ -211,6 +215,18 @@ fn build_at(path: &Path, plan: &Plan<'_>) -> Result<(), WorktreeError> {
             },
             _ => failed()(error),
         })
+}
+
+/// A few objects can be more paths than there is room for.
+fn measure(repository: &Repository, plan: &Plan<'_>) -> Result<(), WorktreeError> {
+    let measured = Trees::new(plan.limits).of_commit(repository, plan.tip);
+    measured.map_err(|error| match error {
+        WorktreeError::TooLarge { .. } => WorktreeError::RepositoryUnsound {
+            repository: plan.repository.clone(),
+            detail: error.to_string(),
+        },
+        error => error,
+    })
 }
 
 fn config(plan: &Plan<'_>) -> String {

@@ -53,7 +53,7 @@ impl WorktreeConfig {
 pub struct Limits {
     /// A larger file stays uncommitted and is reported, and the tree is kept; bytes.
     pub max_file_bytes: u64,
-    /// Files in the tree, and objects in the agent's repository.
+    /// Files and directories in the tree, by path, and in that of every commit; objects in the agent's repository.
     pub max_files: u64,
     /// All objects of the agent's repository, compressed; bytes.
     pub max_objects_bytes: u64,

@@ -114,7 +114,7 @@ pub enum WorktreeError {
         pattern: String,
         /// Why.
         #[source]
-        source: globset::Error,
+        source: mosaic_federation::command::GlobError,
     },
     /// A rule of what may be pushed is none.
     #[error("rule {pattern:?} of what may be pushed is unusable: {reason}")]

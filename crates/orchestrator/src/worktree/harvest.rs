@@ -6,7 +6,9 @@ use super::{
     WorkResult, WorktreeError, Worktrees,
     checkout::AgentDirs,
     homecoming::{self, State},
+    lock::MirrorLock,
     mirror, patch, removal,
+    trees::Trees,
 };
 
 /// Which tree to bring home.
@@ -34,6 +36,7 @@ pub(super) struct Home {
     pub(super) state: State,
     pub(super) mirror: git2::Repository,
     dirs: AgentDirs,
+    lock: MirrorLock,
 }
 
 impl Worktrees {
@@ -49,22 +52,30 @@ impl Worktrees {
         } = *request;
         let limits = self.inner.config.limits.clone();
         self.on_dead(agent, move |home| {
-            let landed = homecoming::land(&home.state, &home.mirror, &agent, landing, now_secs)?;
+            let Home {
+                state,
+                mirror,
+                dirs,
+                lock,
+            } = home;
+            let mut trees = Trees::new(&limits);
+            let landed = homecoming::land(&state, &mirror, &agent, landing, now_secs, &mut trees)?;
+            // From here on objects are read, of which none is ever removed. Others wait for the mirror.
+            drop(lock);
             let failed = || WorktreeError::git("listing the agent's commits");
-            let (base, head) = (home.state.base, landed.head);
-            let range = patch::range(&home.mirror, base, head)?;
+            let (base, head) = (state.base, landed.head);
+            let range = patch::range(&mirror, base, head)?;
+            range.measure(&mirror, (base, head), &mut trees)?;
             let mut commits = Vec::new();
             for id in &range.commits {
-                commits.push(patch::summary(
-                    &home.mirror.find_commit(*id).map_err(failed())?,
-                ));
+                commits.push(patch::summary(&mirror.find_commit(*id).map_err(failed())?));
             }
-            let (files_changed, insertions, deletions) = patch::stats(&home.mirror, base, head)?;
+            let (files_changed, insertions, deletions) = patch::stats(&mirror, base, head)?;
             let patch = patch::write(
-                &home.mirror,
+                &mirror,
                 &range,
                 (base, head),
-                &home.dirs.patch(),
+                &dirs.patch(),
                 limits.max_patch_bytes,
             )?;
             Ok(WorkResult {
@@ -87,7 +98,7 @@ impl Worktrees {
         .await
     }
 
-    /// Examines a dead agent's tree, then does `then` under the mirror's lock.
+    /// Examines a dead agent's tree, then does `then` under the mirror's lock, for as long as that wants it.
     pub(super) async fn on_dead<T: Send + 'static>(
         &self,
         agent: AgentId,
@@ -117,10 +128,11 @@ impl Worktrees {
                     state,
                     mirror,
                     dirs,
+                    lock,
                 });
                 // A copy of what lies in the tree and in the mirror.
                 let _ = removal::remove_tree(&harvest);
-                drop((lock, turn));
+                drop(turn);
                 done
             })
             .await

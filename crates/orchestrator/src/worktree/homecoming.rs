@@ -1,21 +1,29 @@
 //! Bringing an agent's work home: objects into the mirror, refs that hold them, and the proof that
 //! nothing is left behind.
 
-use std::{collections::BTreeSet, fs, io::Write, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
-use git2::{Commit, Oid, Repository, Signature, Sort, Time, Tree};
+use git2::{Commit, Oid, Repository, Signature, Time, Tree};
 use mosaic_types::AgentId;
 
 use super::{
-    KeptWhy, Landing, Limits, NotBroughtHome, WhyNot,
+    Landing, Limits, NotBroughtHome, WhyNot,
     checkout::{AgentDirs, Record},
     error::WorktreeError,
     gather::{self, Gathered},
     mirror::{agent_ref, salvage_ref},
     snapshot::{self, CheckedOut},
+    tags,
+    trees::Trees,
 };
 
+mod holding;
+mod importing;
 mod linked;
+
+pub(super) use holding::unsecured;
+use holding::{remote_tags, remote_tips, unheld};
+use importing::Wanted;
 
 /// How many refs besides its branch are made for an agent. Each is a file of the mirror for good.
 const MAX_OTHER_REFS: usize = 1000;
@@ -110,6 +118,7 @@ pub(super) fn land(
     agent: &AgentId,
     landing: Landing,
     now_secs: i64,
+    trees: &mut Trees,
 ) -> Result<Landed, WorktreeError> {
     let failed = || WorktreeError::git("committing the agent's uncommitted work");
     let own = &state.gathered.repository;
@@ -159,9 +168,17 @@ pub(super) fn land(
     }
 
     let newest = uncommitted.unwrap_or(state.head);
-    let mut wanted: BTreeSet<Oid> = tips.values().copied().collect();
-    wanted.extend([newest, state.head]);
-    import(own, mirror, &wanted, state.base)?;
+    let mut commits: BTreeSet<Oid> = tips.values().copied().collect();
+    commits.extend([newest, state.head]);
+    let of_remote = remote_tags(mirror)?;
+    let tags = state.gathered.tags.iter();
+    let tags: Vec<(&String, &Oid)> = tags.filter(|(_, tag)| !of_remote.contains(tag)).collect();
+    let wanted = Wanted {
+        commits,
+        tags: tags.iter().map(|(_, tag)| **tag).collect(),
+        base: state.base,
+    };
+    importing::import(own, mirror, &wanted, trees)?;
 
     let mut refs = Vec::new();
     let branch_tip = if landing == Landing::Branch {
@@ -177,6 +194,7 @@ pub(super) fn land(
     holders.extend([branch_tip, newest]);
     let unheld = unheld(mirror, &holders, &tips.values().copied().collect())?;
     tips.retain(|_, tip| unheld.contains(tip));
+    tips.extend(tags.into_iter().map(|(name, tag)| (name.clone(), *tag)));
     let mut missed = state.missed.clone();
     if tips.len() > MAX_OTHER_REFS {
         missed.push(NotBroughtHome::new(b".git/refs", WhyNot::TooMany));
@@ -237,64 +255,6 @@ fn commit_once(
         .map_err(failed())
 }
 
-/// Copies what the mirror lacks as one pack. The mirror's own indexer computes every id anew from the
-/// content, so an object under a false name cannot get in.
-fn import(
-    own: &Repository,
-    mirror: &Repository,
-    tips: &BTreeSet<Oid>,
-    base: Oid,
-) -> Result<(), WorktreeError> {
-    let failed = || WorktreeError::git("importing the agent's objects");
-    let present = mirror.odb().map_err(failed())?;
-    let mut walk = own.revwalk().map_err(failed())?;
-    walk.set_sorting(Sort::TOPOLOGICAL).map_err(failed())?;
-    let mut any = false;
-    for tip in tips {
-        if !present.exists(*tip) {
-            walk.push(*tip).map_err(failed())?;
-            any = true;
-        }
-    }
-    if !any {
-        return Ok(());
-    }
-    walk.hide(base).map_err(failed())?;
-    let mut builder = own.packbuilder().map_err(failed())?;
-    builder.insert_walk(&mut walk).map_err(failed())?;
-    let packs = mirror.path().join("objects/pack");
-    let before = names(&packs);
-    let mut writer = present.packwriter().map_err(failed())?;
-    let mut written = Ok(());
-    let built = builder.foreach(|bytes| {
-        written = writer.write_all(bytes);
-        written.is_ok()
-    });
-    written.map_err(WorktreeError::io("importing the agent's objects", &packs))?;
-    built.map_err(failed())?;
-    writer.commit().map_err(failed())?;
-    // The agent's copy goes once this is said to be safe: it must survive a power cut.
-    for name in names(&packs).difference(&before) {
-        let path = packs.join(name);
-        fs::File::open(&path)
-            .and_then(|file| file.sync_all())
-            .map_err(WorktreeError::io("syncing the agent's objects", &path))?;
-    }
-    fs::File::open(&packs)
-        .and_then(|dir| dir.sync_all())
-        .map_err(WorktreeError::io("syncing the agent's objects", &packs))?;
-    present.refresh().map_err(failed())
-}
-
-fn names(dir: &Path) -> BTreeSet<std::ffi::OsString> {
-    fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect()
-}
-
 /// Moves a ref; what it held and the new tip does not contain stays held by another.
 fn set_ref(
     mirror: &Repository,
@@ -307,7 +267,7 @@ fn set_ref(
         if old == tip {
             return Ok(name.to_owned());
         }
-        if !mirror.graph_descendant_of(tip, old).map_err(failed())? {
+        if !contains(mirror, tip, old).map_err(failed())? {
             let previous = format!("refs/mosaic/previous/{agent}/{old}");
             mirror
                 .reference(&previous, old, true, "kept")
@@ -320,124 +280,12 @@ fn set_ref(
     Ok(name.to_owned())
 }
 
-fn own_refs(mirror: &Repository, agent: &AgentId) -> Result<Vec<Oid>, WorktreeError> {
-    let failed = || WorktreeError::git("reading the mirror's refs");
-    let mut held = Vec::new();
-    for glob in [
-        agent_ref(agent),
-        salvage_ref(agent),
-        format!("refs/mosaic/agents/{agent}/*"),
-        format!("refs/mosaic/previous/{agent}/*"),
-    ] {
-        for reference in mirror.references_glob(&glob).map_err(failed())? {
-            held.extend(reference.map_err(failed())?.target());
+/// Whether what is new holds what was there before. Nothing holds a tag but its ref.
+fn contains(mirror: &Repository, new: Oid, old: Oid) -> Result<bool, git2::Error> {
+    match tags::follow(mirror, new) {
+        Some(new) if mirror.find_commit(old).is_ok() => {
+            Ok(new.commit == old || mirror.graph_descendant_of(new.commit, old)?)
         }
+        _ => Ok(false),
     }
-    Ok(held)
-}
-
-/// Those of the ids that are commits; a ref of an agent could hold nothing else.
-fn commits(mirror: &Repository, ids: &[Oid]) -> Vec<Oid> {
-    ids.iter()
-        .copied()
-        .filter(|id| mirror.find_commit(*id).is_ok())
-        .collect()
-}
-
-fn remote_tips(mirror: &Repository) -> Result<BTreeSet<Oid>, WorktreeError> {
-    let failed = || WorktreeError::git("reading the mirror's refs");
-    let mut tips = BTreeSet::new();
-    for glob in ["refs/remotes/origin/*", "refs/tags/*"] {
-        for reference in mirror.references_glob(glob).map_err(failed())? {
-            if let Ok(tip) = reference.and_then(|reference| reference.peel_to_commit()) {
-                tips.insert(tip.id());
-            }
-        }
-    }
-    Ok(tips)
-}
-
-/// Those of the commits that are not in the mirror, or not reachable from one of the holders. One walk for all of
-/// them: an agent may have made as many refs as it liked.
-fn unheld(
-    mirror: &Repository,
-    holders: &BTreeSet<Oid>,
-    commits: &BTreeSet<Oid>,
-) -> Result<BTreeSet<Oid>, WorktreeError> {
-    let failed = || WorktreeError::git("reading the mirror's refs");
-    let present = mirror.odb().map_err(failed())?;
-    let mut walk = mirror.revwalk().map_err(failed())?;
-    let mut unheld = BTreeSet::new();
-    let mut any = false;
-    for commit in commits.difference(holders) {
-        if present.exists(*commit) {
-            walk.push(*commit).map_err(failed())?;
-            any = true;
-        } else {
-            unheld.insert(*commit);
-        }
-    }
-    if any {
-        for holder in holders {
-            walk.hide(*holder).map_err(failed())?;
-        }
-        for commit in walk {
-            let commit = commit.map_err(failed())?;
-            if commits.contains(&commit) {
-                unheld.insert(commit);
-            }
-        }
-    }
-    Ok(unheld)
-}
-
-/// Why the tree must stay; `None` when every part of it is reachable from a ref (A23).
-pub(super) fn unsecured(
-    state: &State,
-    mirror: &Repository,
-    agent: &AgentId,
-) -> Result<Option<KeptWhy>, WorktreeError> {
-    if !state.missed.is_empty() {
-        return Ok(Some(KeptWhy::NotBroughtHome {
-            items: state.missed.clone(),
-        }));
-    }
-    let own = own_refs(mirror, agent)?;
-    let mut holders = remote_tips(mirror)?;
-    holders.extend(commits(mirror, &own));
-    let mut tips: BTreeSet<Oid> = state.gathered.tips.values().copied().collect();
-    tips.insert(state.head);
-    let unheld = unheld(mirror, &holders, &tips)?;
-    if unheld.contains(&state.head) {
-        return Ok(Some(KeptWhy::Unreferenced {
-            what: "HEAD".to_owned(),
-        }));
-    }
-    let lost = state
-        .gathered
-        .tips
-        .iter()
-        .find(|(_, tip)| unheld.contains(tip));
-    if let Some((name, _)) = lost {
-        return Ok(Some(KeptWhy::Unreferenced { what: name.clone() }));
-    }
-    let mut trees: BTreeSet<Oid> = BTreeSet::new();
-    for commit in own.into_iter().chain([state.head]) {
-        if let Ok(commit) = mirror.find_commit(commit) {
-            trees.insert(commit.tree_id());
-        }
-    }
-    if !trees.contains(&state.tree) {
-        return Ok(Some(KeptWhy::Uncommitted));
-    }
-    if state
-        .gathered
-        .staged
-        .is_some_and(|staged| !trees.contains(&staged))
-    {
-        return Ok(Some(KeptWhy::Unreferenced {
-            what: "index".to_owned(),
-        }));
-    }
-    Ok(None)
 }

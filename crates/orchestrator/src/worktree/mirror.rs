@@ -28,6 +28,7 @@ use mosaic_types::AgentId;
 use super::{
     address::{BranchName, RepositoryUrl},
     error::WorktreeError,
+    trees::Trees,
 };
 
 const CONFIG: &str = "\
@@ -107,7 +108,7 @@ pub(super) fn fetch_local(
 ) -> Result<Option<BranchName>, WorktreeError> {
     let source = url.local_path().unwrap_or_default();
     readable_directory(url, &source)?;
-    drop(open_source(url, &source)?);
+    let source = open_source(url, &source)?;
     let deadline = Instant::now().checked_add(limit);
     let timed_out = Cell::new(false);
     let in_time = || {
@@ -134,11 +135,20 @@ pub(super) fn fetch_local(
         BranchName::parse(text.strip_prefix("refs/heads/")?).ok()
     });
     let heads = remote.list().map_err(failed)?;
+    let tips: Vec<Oid> = heads.iter().map(git2::RemoteHead::oid).collect();
     let names: BTreeSet<Vec<u8>> = heads
         .iter()
         .map(|head| head.name().as_bytes().to_vec())
         .collect();
     remote.disconnect().map_err(failed)?;
+    measure_news(mirror, &source, &tips, in_time).map_err(|error| match error {
+        WorktreeError::Git { source, .. } => failed(source),
+        WorktreeError::TooLarge { .. } => WorktreeError::RepositoryUnsound {
+            repository: url.clone(),
+            detail: error.to_string(),
+        },
+        error => error,
+    })?;
     // Before the fetch: `a` that is gone must not be in the way of a new `a/b`.
     prune(mirror, &names)?;
     let mut callbacks = RemoteCallbacks::new();
@@ -153,6 +163,53 @@ pub(super) fn fetch_local(
         .fetch(&REFSPECS, Some(&mut options), None)
         .map_err(failed)?;
     Ok(default)
+}
+
+/// Looks at the trees of what a fetch would bring: libgit2 packs them in this process, by calls within calls, one for
+/// each level. Where nothing is new there is nothing to look at.
+fn measure_news(
+    mirror: &Repository,
+    source: &Repository,
+    tips: &[Oid],
+    in_time: impl Fn() -> bool,
+) -> Result<(), WorktreeError> {
+    let failed = || WorktreeError::git("looking at what is to be fetched");
+    let present = mirror.odb().map_err(failed())?;
+    let (known, new): (Vec<Oid>, Vec<Oid>) = tips.iter().partition(|tip| present.exists(**tip));
+    let mut walk = source.revwalk().map_err(failed())?;
+    let mut trees = Trees::of_any_size();
+    let mut any = false;
+    for tip in new {
+        let object = source.find_object(tip, None).map_err(failed())?;
+        // A tag may be of anything.
+        let object = match object.as_tag() {
+            Some(tag) => tag.peel().map_err(failed())?,
+            None => object,
+        };
+        match object.kind() {
+            Some(git2::ObjectType::Commit) => {
+                walk.push(object.id()).map_err(failed())?;
+                any = true;
+            }
+            Some(git2::ObjectType::Tree) => trees.of_tree(source, object.id())?,
+            _ => {}
+        }
+    }
+    if !any {
+        return Ok(());
+    }
+    for tip in known {
+        if source.find_commit(tip).is_ok() {
+            walk.hide(tip).map_err(failed())?;
+        }
+    }
+    for commit in walk {
+        if !in_time() {
+            return Err(failed()(git2::Error::from_str("it took too long")));
+        }
+        trees.of_commit(source, commit.map_err(failed())?)?;
+    }
+    Ok(())
 }
 
 /// Whether a directory of this machine is a repository that has the branch.
@@ -195,6 +252,15 @@ fn open_source(url: &RepositoryUrl, source: &Path) -> Result<Repository, Worktre
         std::iter::empty::<&Path>(),
     )
     .map_err(|error| not_opened(url, error))?;
+    // What is cut off there is missing for good: git could not walk the agent's history, nor we bring it home.
+    if repository.is_shallow() {
+        return Err(WorktreeError::RepositoryUnsound {
+            repository: url.clone(),
+            detail:
+                "it is a shallow clone: fetch the rest of its history (`git fetch --unshallow`)"
+                    .to_owned(),
+        });
+    }
     // To git it is none then, and libgit2 would only say in the middle of a fetch that something is missing.
     let unsound = |detail: String| WorktreeError::RepositoryUnsound {
         repository: url.clone(),

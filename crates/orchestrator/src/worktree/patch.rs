@@ -12,45 +12,17 @@ use std::{
     path::Path,
 };
 
-use git2::{Commit, Delta, Diff, DiffOptions, ErrorClass, Oid, Patch, Repository, Sort, Tree};
+use git2::{Commit, Delta, Diff, DiffOptions, ErrorClass, Oid, Patch, Repository, Tree};
 use jiff::{Timestamp, fmt::rfc2822::DateTimePrinter, tz};
 use tracing::warn;
 
 use super::{CommitSummary, PatchForm, PatchSummary, error::WorktreeError};
 
+mod range;
+
+pub(super) use range::{Range, range};
+
 const FIRST_LINE_DATE: &str = "Mon Sep 17 00:00:00 2001";
-
-/// How many mails a patch has at most; of more commits it is one mail.
-const MAX_MAILS: usize = 100_000;
-
-/// The commits of a range, oldest first, and how a patch tells them.
-pub(super) struct Range {
-    pub(super) commits: Vec<Oid>,
-    form: PatchForm,
-}
-
-pub(super) fn range(repository: &Repository, base: Oid, head: Oid) -> Result<Range, WorktreeError> {
-    let failed = || WorktreeError::git("listing the agent's commits");
-    let mut walk = repository.revwalk().map_err(failed())?;
-    walk.set_sorting(Sort::TOPOLOGICAL | Sort::REVERSE)
-        .map_err(failed())?;
-    walk.push(head).map_err(failed())?;
-    walk.hide(base).map_err(failed())?;
-    let commits = walk.collect::<Result<Vec<Oid>, _>>().map_err(failed())?;
-    let mut parent = base;
-    let mut linear = true;
-    for id in &commits {
-        let commit = repository.find_commit(*id).map_err(failed())?;
-        linear = linear && commit.parent_ids().eq([parent]);
-        parent = *id;
-    }
-    let form = if linear && parent == head && commits.len() <= MAX_MAILS {
-        PatchForm::Commits
-    } else {
-        PatchForm::Squashed
-    };
-    Ok(Range { commits, form })
-}
 
 /// How much of a text that the agent chose is told, in characters.
 const TOLD_CHARS: usize = 500;

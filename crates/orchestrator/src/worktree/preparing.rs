@@ -88,6 +88,7 @@ impl Worktrees {
             dirs.clone(),
             mirror.clone(),
         );
+        let limits = self.inner.config.limits.clone();
         let making = &self.inner.preparing;
         let base = making
             .run("preparing the working tree", move || {
@@ -124,6 +125,7 @@ impl Worktrees {
                     mirror_objects: &objects,
                     refs: &refs,
                     tip,
+                    limits: &limits,
                 };
                 checkout::build(&dirs_for_build, &plan)?;
                 drop(turn);

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use globset::{GlobBuilder, GlobMatcher};
+use mosaic_federation::command::RepositoryGlobs;
 use mosaic_types::AgentId;
 use serde::{Deserialize, Serialize};
 
@@ -52,7 +52,7 @@ pub struct PushResult {
 
 /// The rules, compiled.
 #[derive(Debug)]
-pub(super) struct PushRules(Vec<(GlobMatcher, PushRule)>);
+pub(super) struct PushRules(Vec<(RepositoryGlobs, PushRule)>);
 
 impl PushRules {
     pub(super) fn new(rules: &[PushRule]) -> Result<Self, WorktreeError> {
@@ -62,16 +62,14 @@ impl PushRules {
                 pattern: rule.repositories.clone(),
                 reason,
             };
-            let glob = GlobBuilder::new(&rule.repositories)
-                .literal_separator(true)
-                .build()
+            let globs = RepositoryGlobs::new(std::slice::from_ref(&rule.repositories))
                 .map_err(|error| unusable(error.to_string()))?;
             BranchName::parse(&format!("{}{}", rule.branch_prefix, AgentId::generate()))
                 .map_err(|error| unusable(format!("branch-prefix: {error}")))?;
             if !(1..=600).contains(&rule.timeout_secs) {
                 return Err(unusable("timeout-secs must be 1 to 600".to_owned()));
             }
-            compiled.push((glob.compile_matcher(), rule.clone()));
+            compiled.push((globs, rule.clone()));
         }
         Ok(Self(compiled))
     }
@@ -79,7 +77,7 @@ impl PushRules {
     fn rule(&self, url: &RepositoryUrl) -> Option<&PushRule> {
         let mut rules = self.0.iter();
         rules
-            .find(|(glob, _)| glob.is_match(url.as_str()))
+            .find(|(globs, _)| globs.include(url.as_str()))
             .map(|(_, rule)| rule)
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use globset::{Glob, GlobMatcher};
+use mosaic_federation::command::RepositoryGlobs;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -92,20 +92,21 @@ pub(super) struct Remotes {
     git: PathBuf,
     ssh: PathBuf,
     home: PathBuf,
-    credentials: Vec<(GlobMatcher, CredentialKind)>,
+    credentials: Vec<(RepositoryGlobs, CredentialKind)>,
 }
 
 impl Remotes {
     pub(super) fn new(config: &WorktreeConfig) -> Result<Self, WorktreeError> {
         let mut credentials = Vec::new();
         for credential in &config.credentials {
-            let glob = Glob::new(&credential.repositories).map_err(|source| {
-                WorktreeError::CredentialPattern {
-                    pattern: credential.repositories.clone(),
-                    source,
-                }
+            // As in grants: whoever may name a repository must not lead a credential to another host.
+            let pattern = &credential.repositories;
+            let globs = RepositoryGlobs::new(std::slice::from_ref(pattern));
+            let globs = globs.map_err(|source| WorktreeError::CredentialPattern {
+                pattern: pattern.clone(),
+                source,
             })?;
-            credentials.push((glob.compile_matcher(), credential.kind.clone()));
+            credentials.push((globs, credential.kind.clone()));
         }
         Ok(Self {
             git: config.git_program.clone(),
@@ -236,13 +237,13 @@ impl Remotes {
         let credential = self
             .credentials
             .iter()
-            .find(|(glob, kind)| {
+            .find(|(globs, kind)| {
                 let fits = matches!(
                     (url.transport(), kind),
                     (Transport::Ssh, CredentialKind::Ssh { .. })
                         | (Transport::Https, CredentialKind::Token { .. })
                 );
-                fits && glob.is_match(url.as_str())
+                fits && globs.include(url.as_str())
             })
             .map(|(_, kind)| kind);
         let mut secrets = Vec::new();

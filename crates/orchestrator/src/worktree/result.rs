@@ -104,9 +104,9 @@ impl NotBroughtHome {
 pub enum WhyNot {
     /// `.git`, or its `objects`, is not a directory any more; the files were taken.
     NoGitDirectory,
-    /// It cannot be read.
+    /// It cannot be read, or is not as git writes it.
     Unreadable,
-    /// Objects that it needs are not there.
+    /// Objects that it needs are not there; or it leads to no commit, as a tag of a file does.
     MissingObjects,
     /// A file over the limit.
     TooLarge,

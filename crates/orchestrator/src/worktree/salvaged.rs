@@ -9,7 +9,8 @@ use super::{
     WorktreeError, Worktrees, blocking,
     checkout::AgentDirs,
     mirror::{self, agent_ref, salvage_ref},
-    patch,
+    patch, tags,
+    trees::Trees,
 };
 
 /// How many refs are told of.
@@ -20,7 +21,7 @@ const TOLD: usize = 200;
 pub struct HeldRef {
     /// The ref in full.
     pub name: String,
-    /// The commit that it points to.
+    /// The commit that it points to, or leads to by an annotated tag.
     pub commit: String,
     /// The start of its message.
     pub subject: String,
@@ -40,6 +41,7 @@ impl Worktrees {
         let dirs = AgentDirs::new(&self.inner.config.agents_dir, &agent);
         let record = dirs.read_record()?.ok_or(WorktreeError::NotPrepared)?;
         let mirror = self.mirror_path(&record.repository);
+        let mut trees = Trees::new(&self.inner.config.limits);
         blocking("reading the mirror's refs", move || {
             let mirror = mirror::open_own(&mirror)?;
             let base = Oid::from_str(&record.base_commit)
@@ -49,7 +51,7 @@ impl Worktrees {
             let held = refs
                 .iter()
                 .take(TOLD)
-                .map(|(name, tip)| describe(&mirror, base, name, *tip))
+                .map(|(name, tip)| describe(&mirror, base, name, *tip, &mut trees))
                 .collect::<Result<_, _>>()?;
             Ok((held, more))
         })
@@ -62,8 +64,13 @@ fn describe(
     base: Oid,
     name: &[u8],
     tip: Oid,
+    trees: &mut Trees,
 ) -> Result<HeldRef, WorktreeError> {
     let failed = || WorktreeError::git("reading the mirror's refs");
+    let tip = tags::follow(mirror, tip).map_or(tip, |followed| followed.commit);
+    for commit in [base, tip] {
+        trees.of_commit(mirror, commit)?;
+    }
     let commit = mirror.find_commit(tip).map_err(failed())?;
     let old = mirror
         .find_commit(base)

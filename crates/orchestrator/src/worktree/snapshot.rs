@@ -4,26 +4,26 @@
 //! Everything else is taken, or named with the reason why it was not.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    ffi::OsStr,
+    collections::BTreeSet,
     fs, io,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{MetadataExt, PermissionsExt},
-    },
-    path::{Path, PathBuf},
+    ops::Bound,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::Path,
 };
 
-use git2::{Index, IndexEntry, Oid, Repository, Tree};
+use git2::{Index, Oid, Repository, Tree};
 
 use super::{
     Limits, NotBroughtHome, WhyNot,
     error::WorktreeError,
-    gather::{Gathered, enterable, open_regular, read_small},
+    gather::{Gathered, LeftOut, enterable, read_small},
 };
 
+mod checked_out;
+mod contents;
 mod ignoring;
 
+pub(super) use checked_out::CheckedOut;
 use ignoring::Ignoring;
 
 const MAX_DEPTH: usize = 256;
@@ -40,56 +40,14 @@ pub(super) struct Snapshot {
     pub(super) missed: Vec<NotBroughtHome>,
 }
 
-/// Files as the host checked them out, by path. Only the host wrote it, so it may be believed where
-/// an agent's index may not; and a ctime cannot be set back by whoever changes a file.
-#[derive(Default)]
-pub(super) struct CheckedOut {
-    entries: HashMap<Vec<u8>, IndexEntry>,
-    /// When that was noted, Unix seconds and nanoseconds. What changed afterwards has a ctime from
-    /// then on, so an older ctime that is still the same proves that nothing did.
-    noted: (i64, i64),
-}
-
-impl CheckedOut {
-    /// A cache: when it cannot be read, every file is.
-    pub(super) fn read(path: &Path) -> Self {
-        let Ok(noted) = fs::metadata(path) else {
-            return Self::default();
-        };
-        let Ok(index) = Index::open(path) else {
-            return Self::default();
-        };
-        let entries = index.iter().map(|entry| (entry.path.clone(), entry));
-        Self {
-            entries: entries.collect(),
-            noted: (noted.mtime(), noted.mtime_nsec()),
-        }
-    }
-
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the index keeps the low 32 bits of these"
-    )]
-    fn unchanged(&self, path: &[u8], found: &fs::Metadata) -> Option<Oid> {
-        let entry = self.entries.get(path)?;
-        let same = entry.ino == found.ino() as u32
-            && entry.file_size == found.size() as u32
-            && found.size() < u64::from(u32::MAX)
-            && entry.ctime.seconds() == found.ctime() as i32
-            && i64::from(entry.ctime.nanoseconds()) == found.ctime_nsec()
-            && entry.mtime.seconds() == found.mtime() as i32
-            && i64::from(entry.mtime.nanoseconds()) == found.mtime_nsec()
-            && (found.ctime(), found.ctime_nsec()) < self.noted;
-        same.then_some(entry.id)
-    }
-}
-
 struct Walk<'a> {
     checked_out: &'a CheckedOut,
     repository: &'a Repository,
     shadow: &'a Path,
-    left_out: &'a BTreeSet<Vec<u8>>,
+    left_out: &'a LeftOut,
     index: Option<&'a Index>,
+    /// The repository's own index: of the file whose content is being written.
+    at_hand: Index,
     limits: &'a Limits,
     ignoring: Ignoring,
     missed: Vec<NotBroughtHome>,
@@ -107,12 +65,16 @@ pub(super) fn take(
     limits: &Limits,
 ) -> Result<Snapshot, WorktreeError> {
     let repository = &gathered.repository;
+    let failed = || WorktreeError::git("writing the tree");
+    let mut at_hand = Index::new().map_err(failed())?;
+    repository.set_index(&mut at_hand).map_err(failed())?;
     let mut walk = Walk {
         checked_out,
         repository,
         shadow: &gathered.shadow,
         left_out: &gathered.left_out,
         index,
+        at_hand,
         limits,
         ignoring: Ignoring::default(),
         missed: Vec::new(),
@@ -124,7 +86,7 @@ pub(super) fn take(
         None => repository
             .treebuilder(None)
             .and_then(|builder| builder.write())
-            .map_err(WorktreeError::git("writing the tree"))?,
+            .map_err(failed())?,
     };
     Ok(Snapshot {
         tree,
@@ -150,19 +112,6 @@ impl Walk<'_> {
             || is_dir && starts_with(&[path, b"/"].concat()).is_some()
     }
 
-    /// Attribute files are looked at as copies, so that libgit2 opens no path of the agent's: one may be a FIFO, or
-    /// a link into the host.
-    fn take_attributes(&self, dir: &Path, path: &[u8]) -> Result<(), WorktreeError> {
-        let name = ".gitattributes";
-        if let Some(bytes) = read_small(&dir.join(name), MAX_CONTROL_FILE_BYTES) {
-            let shadow = self.shadow.join(OsStr::from_bytes(path));
-            fs::create_dir_all(&shadow)
-                .and_then(|()| fs::write(shadow.join(name), bytes))
-                .map_err(WorktreeError::io("copying attributes", shadow))?;
-        }
-        Ok(())
-    }
-
     fn directory(
         &mut self,
         dir: &Path,
@@ -184,7 +133,7 @@ impl Walk<'_> {
             return Ok(keep);
         };
         listed.sort_by_key(fs::DirEntry::file_name);
-        self.take_attributes(dir, path)?;
+        self.take_attributes(dir, path, head)?;
         let rules = read_small(&dir.join(".gitignore"), MAX_CONTROL_FILE_BYTES);
         let outside = self.ignoring.enter(path, rules);
 
@@ -209,11 +158,7 @@ impl Walk<'_> {
                     limit: self.limits.max_files,
                 });
             }
-            let mut child = path.to_vec();
-            if depth > 0 {
-                child.push(b'/');
-            }
-            child.extend_from_slice(name);
+            let child = join(path, name);
             present.insert(name.to_vec());
             let tracked = head
                 .and_then(|tree| tree.get_name_bytes(name))
@@ -230,12 +175,9 @@ impl Walk<'_> {
                 .iter()
                 .filter(|entry| !present.contains(entry.name_bytes()))
             {
-                let mut child = path.to_vec();
-                if depth > 0 {
-                    child.push(b'/');
-                }
-                child.extend_from_slice(entry.name_bytes());
-                if let Some((id, mode)) = self.left_out(&child, entry.id(), entry.filemode())? {
+                let child = join(path, entry.name_bytes());
+                let (id, mode) = (entry.id(), entry.filemode());
+                if let Some((id, mode)) = self.left_out(&child, id, mode, depth + 1)? {
                     builder
                         .insert(entry.name_bytes(), id, mode)
                         .map_err(failed())?;
@@ -315,7 +257,7 @@ impl Walk<'_> {
         } else {
             EXECUTABLE
         };
-        match self.blob(file, path, &found)? {
+        match self.blob(file, path, was_file, &found)? {
             Some(id) => Ok(Some((id, mode))),
             None => {
                 self.miss(path, WhyNot::Unreadable);
@@ -324,56 +266,48 @@ impl Walk<'_> {
         }
     }
 
-    /// The file's content as git would store it: line ends as `.gitattributes` say, no other filter.
-    fn blob(
-        &self,
-        file: &Path,
-        path: &[u8],
-        found: &fs::Metadata,
-    ) -> Result<Option<Oid>, WorktreeError> {
-        if let Some(id) = self.checked_out.unchanged(path, found) {
-            return Ok(Some(id));
+    fn is_left_out(&self, path: &[u8]) -> bool {
+        match self.left_out {
+            LeftOut::These(paths) => paths.contains(path),
+            LeftOut::Unknown => true,
         }
-        if found.mode() & 0o400 == 0 {
-            let _ = fs::set_permissions(file, fs::Permissions::from_mode(found.mode() | 0o400));
-        }
-        let Ok(mut source) = open_regular(file) else {
-            return Ok(None);
-        };
-        let hint = PathBuf::from(OsStr::from_bytes(path));
-        let mut writer = self
-            .repository
-            .blob_writer(Some(&hint))
-            .map_err(WorktreeError::git("writing a file's content"))?;
-        io::copy(&mut source, &mut writer)
-            .map_err(WorktreeError::io("reading a file's content", file))?;
-        writer
-            .commit()
-            .map(Some)
-            .map_err(WorktreeError::git("writing a file's content"))
     }
 
     /// What of a tracked entry that is not on disk was left out by a sparse checkout, not deleted.
     fn left_out(
-        &self,
+        &mut self,
         path: &[u8],
         id: Oid,
         mode: i32,
+        depth: usize,
     ) -> Result<Option<(Oid, i32)>, WorktreeError> {
-        if self.left_out.is_empty() {
+        let whole = Some((id, mode));
+        let LeftOut::These(paths) = self.left_out else {
+            return Ok(whole);
+        };
+        if mode != TREE {
+            return Ok(whole.filter(|_| paths.contains(path)));
+        }
+        let inside = join(path, b"");
+        let first = paths.range::<[u8], _>((Bound::Included(inside.as_slice()), Bound::Unbounded));
+        if !first
+            .take(1)
+            .any(|first| first.starts_with(inside.as_slice()))
+        {
             return Ok(None);
         }
-        if mode != TREE {
-            return Ok(self.left_out.contains(path).then_some((id, mode)));
+        if depth > MAX_DEPTH {
+            self.miss(path, WhyNot::TooDeep);
+            return Ok(whole);
         }
         let failed = || WorktreeError::git("writing the tree");
         let tree = self.repository.find_tree(id).map_err(failed())?;
         let mut builder = self.repository.treebuilder(None).map_err(failed())?;
         for entry in &tree {
-            let mut child = path.to_vec();
-            child.push(b'/');
-            child.extend_from_slice(entry.name_bytes());
-            if let Some((id, mode)) = self.left_out(&child, entry.id(), entry.filemode())? {
+            let child = join(path, entry.name_bytes());
+            if let Some((id, mode)) =
+                self.left_out(&child, entry.id(), entry.filemode(), depth + 1)?
+            {
                 builder
                     .insert(entry.name_bytes(), id, mode)
                     .map_err(failed())?;
@@ -384,4 +318,14 @@ impl Walk<'_> {
         }
         Ok(Some((builder.write().map_err(failed())?, TREE)))
     }
+}
+
+/// The path of what lies in a directory; that of the root is empty.
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = dir.to_vec();
+    if !dir.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
 }

@@ -12,10 +12,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use git2::{Oid, Reference, Repository, Sort};
+use git2::{Odb, OdbLookupFlags, Oid, Reference, Repository, Sort};
 
 use super::{
-    super::{NotBroughtHome, WhyNot},
+    super::{
+        NotBroughtHome, WhyNot,
+        error::WorktreeError,
+        mirror,
+        tags::{self, Followed},
+    },
     Gathered, MAX_SMALL_FILE_BYTES, beside, enterable, entries, is_hex, read_small,
 };
 
@@ -234,13 +239,62 @@ impl Found {
             None => {}
         }
     }
+
+    /// What leads to a commit, once all is found.
+    fn sorted(
+        &mut self,
+        follow: &mut impl FnMut(Oid) -> Option<Followed>,
+        of_mirror: &Odb<'_>,
+    ) -> Sorted {
+        let mut sorted = Sorted::default();
+        for (name, id) in std::mem::take(&mut self.tips) {
+            match follow(id) {
+                Some(followed) => {
+                    if !followed.tags.is_empty() {
+                        sorted.tags.insert(name.clone(), id);
+                    }
+                    sorted.tips.insert(name, followed.commit);
+                }
+                // A tag may be of anything, and that of what is no commit is as safe where it came from.
+                None if name.starts_with("tags/")
+                    && of_mirror.exists_ext(id, OdbLookupFlags::NO_REFRESH) => {}
+                None => self.miss(name.as_bytes(), WhyNot::MissingObjects),
+            }
+        }
+        for (id, name) in std::mem::take(&mut self.nameless) {
+            match (follow(id), name) {
+                (Some(followed), name) => {
+                    if name.is_some() && !followed.tags.is_empty() {
+                        sorted.tags.insert(format!("tips/{id}"), id);
+                    }
+                    sorted.nameless.insert(followed.commit);
+                }
+                (None, Some(name)) => self.miss(&name, WhyNot::MissingObjects),
+                // Cleared away by the agent's own git.
+                (None, None) => {}
+            }
+        }
+        sorted
+    }
+}
+
+/// What was found and looked up.
+#[derive(Default)]
+struct Sorted {
+    tips: BTreeMap<String, Oid>,
+    tags: BTreeMap<String, Oid>,
+    nameless: BTreeSet<Oid>,
 }
 
 fn is_directory(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
 }
 
-pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
+pub(super) fn read(
+    theirs: &Path,
+    mirror: &Path,
+    gathered: &mut Gathered,
+) -> Result<(), WorktreeError> {
     let mut found = Found::default();
     found.packed_refs(theirs);
     if !loose_refs(&theirs.join("refs"), b"refs", 0, &mut found.refs) {
@@ -251,9 +305,13 @@ pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
     }
 
     let repository = &gathered.repository;
-    let commit = |id: Oid| {
-        let object = repository.find_object(id, None).ok()?;
-        Some(object.peel_to_commit().ok()?.id())
+    // There may be as many as fit into the file, of one commit.
+    let mut known: HashMap<Oid, Option<Followed>> = HashMap::new();
+    let mut follow = |id| {
+        let known = known.entry(id);
+        known
+            .or_insert_with(|| tags::follow(repository, id))
+            .clone()
     };
     let head = read_small(&theirs.join("HEAD"), 4096).and_then(|bytes| {
         if let Some(name) = bytes.strip_prefix(b"ref: ") {
@@ -262,7 +320,7 @@ pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
             parse_id(&bytes)
         }
     });
-    gathered.head = head.and_then(commit);
+    gathered.head = head.and_then(&mut follow).map(|head| head.commit);
     if head.is_some() && gathered.head.is_none() {
         found.miss(b".git/HEAD", WhyNot::MissingObjects);
     }
@@ -294,40 +352,30 @@ pub(super) fn read(theirs: &Path, gathered: &mut Gathered) {
         }
     }
 
-    let mut tips = BTreeMap::new();
-    // There may be as many as fit into the file, of one commit.
-    let mut known: HashMap<Oid, Option<Oid>> = HashMap::new();
-    let mut commit = |id| *known.entry(id).or_insert_with(|| commit(id));
-    for (name, id) in std::mem::take(&mut found.tips) {
-        match commit(id) {
-            Some(commit) => {
-                tips.insert(name, commit);
-            }
-            // A tag may be of anything, and one that is not a commit came from the remote.
-            None if !name.starts_with("tags/") => {
-                found.miss(name.as_bytes(), WhyNot::MissingObjects);
-            }
-            None => {}
-        }
-    }
-    let mut nameless = BTreeSet::new();
-    for (id, name) in std::mem::take(&mut found.nameless) {
-        match (commit(id), name) {
-            (Some(commit), _) => {
-                nameless.insert(commit);
-            }
-            (None, Some(name)) => found.miss(&name, WhyNot::MissingObjects),
-            // Cleared away by the agent's own git.
-            (None, None) => {}
-        }
-    }
+    let Sorted {
+        mut tips,
+        tags,
+        nameless,
+    } = found.sorted(&mut follow, &objects_of(mirror)?);
     let named: HashSet<Oid> = tips.values().copied().chain(gathered.head).collect();
     match not_reached(repository, &nameless, &named) {
         Ok(own) => tips.extend(own.into_iter().map(|id| (format!("tips/{id}"), id))),
         Err(_) => found.miss(b".git/logs/HEAD", WhyNot::MissingObjects),
     }
     gathered.tips = tips;
+    gathered.tags = tags;
     gathered.missed.append(&mut found.missed);
+    Ok(())
+}
+
+/// What the mirror has itself, without what the agent made.
+fn objects_of(mirror: &Path) -> Result<Odb<'static>, WorktreeError> {
+    let failed = || WorktreeError::git("reading the mirror's objects");
+    let objects = Odb::new().map_err(failed())?;
+    objects
+        .add_disk_alternate(&mirror::objects_dir(mirror).to_string_lossy())
+        .map_err(failed())?;
+    Ok(objects)
 }
 
 /// Those of the commits that neither the holders nor another of them has in its history.

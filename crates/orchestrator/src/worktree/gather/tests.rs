@@ -11,6 +11,22 @@ impl Drop for SmallDisk {
     }
 }
 
+/// One that is sound, of more than two million bytes.
+fn large_index(path: &Path) {
+    let mut bytes = b"DIRC\0\0\0\x02".to_vec();
+    bytes.extend(1000_u32.to_be_bytes());
+    for number in 0..1000 {
+        let start = bytes.len();
+        bytes.extend([0; 60]);
+        bytes.extend([0x0f, 0xff]);
+        bytes.extend(format!("{number:04}").repeat(1020).bytes());
+        bytes.resize(start + (bytes.len() - start + 8) / 8 * 8, 0);
+    }
+    bytes.extend([0; 20]);
+    assert!(bytes.len() > 2 << 20);
+    fs::write(path, bytes).unwrap();
+}
+
 // A26, A22: an index that cannot be copied now is no unreadable index, which would keep its tree for ever.
 #[test]
 fn a26_an_index_without_room_for_its_copy_is_an_error_and_not_unreadable() {
@@ -33,7 +49,7 @@ fn a26_an_index_without_room_for_its_copy_is_an_error_and_not_unreadable() {
     let _disk = SmallDisk(small.clone());
     let work = dir.path().join("work");
     drop(Repository::init(&work).unwrap());
-    fs::write(work.join(".git/index"), vec![0; 2 << 20]).unwrap();
+    large_index(&work.join(".git/index"));
     let mirror = dir.path().join("mirror");
     fs::create_dir_all(mirror.join("objects")).unwrap();
     let gathered = gather(&work, &small.join("into"), &mirror, &Limits::default());

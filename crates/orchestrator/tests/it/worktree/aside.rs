@@ -9,6 +9,8 @@ use mosaic_types::AgentId;
 use super::support::*;
 use crate::rig::Spoke;
 
+mod tags;
+
 /// A branch `other` that changes the README as the agent does, and is checked out nowhere.
 fn conflict(work: &Path, agent: &AgentId) {
     git(work, &["checkout", "-q", "-b", "other"]);

@@ -6,6 +6,9 @@ use mosaic_orchestrator::worktree::{HarvestRequest, Landing, Removal, RemovalMod
 
 use super::support::*;
 
+mod kept;
+mod waiting;
+
 #[tokio::test]
 async fn commits_and_uncommitted_work_come_home() {
     let world = World::new().await;

@@ -10,6 +10,10 @@ use mosaic_orchestrator::worktree::{KeptWhy, Removal, RemovalMode, WhyNot};
 
 use super::support::*;
 
+mod index;
+mod packs;
+mod trees;
+
 fn script(path: &Path, sentinel: &Path) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(

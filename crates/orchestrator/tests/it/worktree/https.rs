@@ -203,7 +203,10 @@ async fn prepare(
 ) -> Result<AgentId, WorktreeError> {
     let agent = AgentId::generate();
     let branch = BranchName::parse(branch).unwrap();
-    worktrees.prepare(&agent, url, &branch, || {}).await.map(|_| agent)
+    worktrees
+        .prepare(&agent, url, &branch, || {})
+        .await
+        .map(|_| agent)
 }
 
 /// What git writes of a pack before it is one.

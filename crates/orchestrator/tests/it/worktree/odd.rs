@@ -24,8 +24,26 @@ async fn refusals(world: &World, path: &Path, branch: &str) -> [WorktreeError; 2
     let branch = BranchName::parse(branch).unwrap();
     let looked = world.worktrees.check(&url(path), &branch).await;
     let agent = AgentId::generate();
-    let made = world.worktrees.prepare(&agent, &url(path), &branch, || {}).await;
+    let made = world
+        .worktrees
+        .prepare(&agent, &url(path), &branch, || {})
+        .await;
     [looked.unwrap_err(), made.unwrap_err()]
+}
+
+/// What is cut off there is missing for good: the agent's own history could not be walked, nor brought home.
+#[tokio::test]
+async fn a_shallow_clone_is_refused_and_told_so() {
+    let world = World::new().await;
+    write(&world.source, "more", "more\n");
+    commit_all(&world.source, "more");
+    let source = format!("file://{}", world.source.display());
+    let clone = ["clone", "-q", "--depth=1", &source, "shallow"];
+    git(world.dir.path(), &clone);
+    for error in refusals(&world, &world.dir.path().join("shallow"), "main").await {
+        assert!(error.to_string().contains("shallow clone"), "{error}");
+        assert_eq!(error.field(), Some("context.repository"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -41,7 +59,10 @@ async fn a_repository_whose_head_points_nowhere_is_had_by_a_branchs_name() {
     let branch = BranchName::parse("main").unwrap();
     world.worktrees.check(&url(&bare), &branch).await.unwrap();
     let agent = AgentId::generate();
-    let prepared = world.worktrees.prepare(&agent, &url(&bare), &branch, || {}).await;
+    let prepared = world
+        .worktrees
+        .prepare(&agent, &url(&bare), &branch, || {})
+        .await;
     assert_eq!(prepared.unwrap().base_commit, tip);
     for error in refusals(&world, &bare, "HEAD").await {
         let told = (error.code(), error.field());
@@ -259,9 +280,12 @@ async fn a_hundred_thousand_files_come_and_go() {
 #[tokio::test]
 async fn more_files_than_the_limit_are_refused_and_kept() {
     let world = World::with(|config| config.limits.max_files = 500).await;
-    many_files(&world.source, 3, 200);
+    many_files(&world.source, 2, 200);
     let agent = AgentId::generate();
     let prepared = world.try_prepare(&agent, "many").await.unwrap();
+    for file in 0..200 {
+        write(&prepared.workdir, &format!("d2/f{file}"), "more\n");
+    }
     let request = mosaic_orchestrator::worktree::HarvestRequest {
         agent,
         landing: mosaic_orchestrator::worktree::Landing::Branch,

@@ -180,7 +180,7 @@ async fn refusal(world: &World, path: &Path, branch: &str) -> WorktreeError {
     let agent = AgentId::generate();
     let error = world
         .worktrees
-        .prepare(&agent, &url, &BranchName::parse(branch).unwrap())
+        .prepare(&agent, &url, &BranchName::parse(branch).unwrap(), || {})
         .await
         .unwrap_err();
     assert!(!world.worktrees.workdir(&agent).exists());

@@ -39,7 +39,10 @@ fn hooks(dir: &Path, ran: &Path) {
 async fn with_work(worktrees: &Worktrees, url: &RepositoryUrl, text: &str) -> (AgentId, String) {
     let agent = AgentId::generate();
     let branch = BranchName::parse("main").unwrap();
-    let prepared = worktrees.prepare(&agent, url, &branch, || {}).await.unwrap();
+    let prepared = worktrees
+        .prepare(&agent, url, &branch, || {})
+        .await
+        .unwrap();
     write(&prepared.workdir, "work", text);
     agent_commit(&prepared.workdir, "work");
     let request = HarvestRequest {

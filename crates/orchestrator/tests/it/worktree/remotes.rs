@@ -159,11 +159,53 @@ async fn a_token_is_neither_in_argv_nor_in_errors() {
         assert!(environment.contains(expected));
     }
     // Another repository of the same host gets no token.
-    fetch(&worktrees, "https://git.example/other/repo", "main")
-        .await
-        .unwrap_err();
-    let environment = fs::read_to_string(dir.path().join("seen.env")).unwrap();
-    assert!(!environment.contains("Authorization"));
+    for other in ["other/repo", "team/below/repo"] {
+        fetch(&worktrees, &format!("https://git.example/{other}"), "main")
+            .await
+            .unwrap_err();
+        let environment = fs::read_to_string(dir.path().join("seen.env")).unwrap();
+        assert!(!environment.contains("Authorization"), "{other}");
+    }
+}
+
+/// Whoever may name a repository must not choose the host that a token goes to.
+#[tokio::test]
+async fn a_credentials_star_stops_at_a_slash() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = dir.path().join("seen");
+    let of = |repositories: &str| {
+        let mut config = WorktreeConfig::new(&dir.path().join("data"));
+        config.git_program = dir.path().join("git");
+        config.credentials = vec![Credential {
+            repositories: repositories.to_owned(),
+            kind: CredentialKind::Token {
+                user: "x".to_owned(),
+                token_file: dir.path().join("token"),
+            },
+        }];
+        Worktrees::open(config)
+    };
+    executable(
+        &dir.path().join("git"),
+        &format!("#!/bin/sh\nenv > '{}'\nexit 128\n", seen.display()),
+    );
+    secret(&dir.path().join("token"), "hunter2\n");
+    let worktrees = of("https://*.example.org/**").await.unwrap();
+    for (url, is_given) in [
+        ("https://git.example.org/team/repo", true),
+        ("https://evil.test/x.example.org/repo", false),
+        ("https://evil.test/.example.org/repo", false),
+    ] {
+        fetch(&worktrees, url, "main").await.unwrap_err();
+        let environment = fs::read_to_string(&seen).unwrap();
+        assert_eq!(environment.contains("Authorization"), is_given, "{url}");
+    }
+    // A class would match a slash.
+    let error = of("https://[!a]/**").await.unwrap_err();
+    assert!(
+        matches!(error, WorktreeError::CredentialPattern { .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -124,7 +124,12 @@ impl World {
         branch: &str,
     ) -> Result<Prepared, WorktreeError> {
         self.worktrees
-            .prepare(agent, &self.url(), &BranchName::parse(branch).unwrap(), || {})
+            .prepare(
+                agent,
+                &self.url(),
+                &BranchName::parse(branch).unwrap(),
+                || {},
+            )
             .await
     }
 
@@ -172,6 +177,19 @@ impl World {
             "{text}"
         );
     }
+}
+
+/// A harvest that may be refused.
+pub(super) async fn try_harvest(
+    world: &World,
+    agent: AgentId,
+) -> Result<WorkResult, WorktreeError> {
+    let request = HarvestRequest {
+        agent,
+        now_secs: NOW,
+        landing: Landing::Branch,
+    };
+    world.worktrees.harvest(&request).await
 }
 
 /// The agent's own commit, by its own configured identity.
