@@ -121,12 +121,7 @@ impl Admission {
         let Some(times) = spawns.get_mut(&connection_id) else {
             return 0;
         };
-        while times
-            .front()
-            .is_some_and(|at| now.since(*at) >= RATE_WINDOW)
-        {
-            times.pop_front();
-        }
+        forget_outside_window(times, now);
         let count = u32::try_from(times.len()).unwrap_or(u32::MAX);
         if times.is_empty() {
             spawns.remove(&connection_id);
@@ -289,6 +284,11 @@ impl Admission {
     }
 }
 
+/// Forgets spawns of more than a window ago, and those that a clock which was ahead has put where no window gets to.
+fn forget_outside_window(times: &mut VecDeque<Timestamp>, now: Timestamp) {
+    times.retain(|at| now.since(*at) < RATE_WINDOW && at.since(now) < RATE_WINDOW);
+}
+
 /// Why an agent does not come on record.
 fn not_inserted(error: &StoreError) -> Refusal {
     match error {
@@ -410,5 +410,20 @@ fn fresh_record(
         not_before: None,
         attempt_start: None,
         cleanup_pending: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_was_days_ahead_takes_no_spawn_from_the_window() {
+        let now = Timestamp::from_unix_millis(1_000_000_000_000);
+        let at = |secs: i64| Timestamp::from_unix_millis(1_000_000_000_000 + 1000 * secs);
+        // Of a clock that was a little ahead, they still count: setting it back gives nobody more.
+        let mut times = VecDeque::from([-86_400, -60, -59, 86_400, 0, 59, 60].map(at));
+        forget_outside_window(&mut times, now);
+        assert_eq!(times, [-59, 0, 59].map(at));
     }
 }

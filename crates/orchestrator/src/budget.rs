@@ -138,6 +138,13 @@ impl Budgets {
             .or_else(|| policy::day_passed((of_connection, bound), (of_spoke, self.spoke)))
     }
 
+    /// Whether anything that this agent uses is bounded.
+    fn is_bounded(&self, of: &Meter) -> bool {
+        [of.bound, self.bound_of(of.connection_id), self.spoke]
+            .iter()
+            .any(|bound| *bound != Bound::default())
+    }
+
     /// Says which bound leaves no room for another attempt of an agent that has used so much.
     fn used_up(&self, of: &Meter, total: Spent, now: Timestamp) -> Option<Excess> {
         let bound = self.bound_of(of.connection_id);
@@ -146,23 +153,21 @@ impl Budgets {
             .or_else(|| policy::day_used_up((of_connection, bound), (of_spoke, self.spoke)))
     }
 
-    /// Writes down what was counted and is not in the store yet. What the store does not take stays to be
+    /// Writes down what was counted until now and is not in the store yet. What the store does not take stays to be
     /// written.
     pub async fn write(&self) {
         let _turn = self.writing.lock().await;
-        loop {
-            let batch = self.ledger().unwritten(WRITE_AT_ONCE);
-            if batch.is_empty() {
-                return;
-            }
-            if let Err(error) = self.store.note_spending(batch.clone()).await {
+        // What is counted meanwhile is the next one's: who waits for this would wait for as long as others spend.
+        let unwritten = self.ledger().unwritten();
+        for batch in unwritten.chunks(WRITE_AT_ONCE) {
+            if let Err(error) = self.store.note_spending(batch.to_vec()).await {
                 warn!(
                     error = &error as &dyn std::error::Error,
                     "what agents spent is not stored yet"
                 );
                 return;
             }
-            self.ledger().written(&batch);
+            self.ledger().written(batch);
         }
     }
 
@@ -225,6 +230,12 @@ impl Meter {
         self.budgets.count(self, spent(usage), now)
     }
 
+    /// Whether there is a bound to hold anything against.
+    #[must_use]
+    pub fn is_bounded(&self) -> bool {
+        self.budgets.is_bounded(self)
+    }
+
     /// Says which bound leaves no room for another attempt, after so much usage.
     #[must_use]
     pub fn used_up(&self, usage: &Usage, now: Timestamp) -> Option<Excess> {
@@ -236,3 +247,6 @@ impl Meter {
         self.budgets.ledger().ended(self.agent_id);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,8 +101,8 @@ pub enum EventKind {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         unfinished: bool,
     },
-    /// Output is missing here: the spool is full, and what the agent writes from here on is counted and dropped; or a
-    /// part of it is damaged.
+    /// Output is missing here: the disk was full, or a part of the spool is damaged; or the spool is full, and what the
+    /// agent writes from here on is counted and dropped.
     OutputTruncated {
         /// Bytes dropped so far.
         dropped_bytes: u64,

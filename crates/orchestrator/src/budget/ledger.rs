@@ -9,7 +9,8 @@ use mosaic_types::{AgentId, ConnectionId, UtcDay};
 /// See the module documentation. An agent's totals are counted in the order in which they came about.
 #[derive(Debug)]
 pub(super) struct Ledger {
-    /// The latest day that was seen: a clock that goes back does not bring yesterday's budget back.
+    /// The latest day that was seen, unless that was days ahead of the clock: one that goes back does not bring
+    /// yesterday's budget back.
     day: UtcDay,
     spoke: Spent,
     connections: HashMap<Option<ConnectionId>, Spent>,
@@ -27,6 +28,16 @@ struct Account {
     /// is down for longer.
     unwritten: BTreeMap<UtcDay, Spent>,
     ended: bool,
+}
+
+impl Account {
+    /// What is yet to be told of later days is told of this one.
+    fn move_back_to(&mut self, day: UtcDay) {
+        let later = self.unwritten.split_off(&day);
+        if let Some((_, total)) = later.into_iter().next_back() {
+            self.unwritten.insert(day, total);
+        }
+    }
 }
 
 impl Ledger {
@@ -64,6 +75,13 @@ impl Ledger {
             self.connections.clear();
             for account in self.agents.values_mut() {
                 account.floor = account.counted;
+            }
+        } else if day < self.day.days_before(1) {
+            // The clock was ahead, for a moment say: no midnight would come until then. What is counted is the day's that
+            // is, and begins anew at the next midnight.
+            self.day = day;
+            for account in self.agents.values_mut() {
+                account.move_back_to(day);
             }
         }
     }
@@ -105,7 +123,7 @@ impl Ledger {
     }
 
     /// What the store is to be told, of each agent in the order of days.
-    pub(super) fn unwritten(&self, most: usize) -> Vec<AgentSpending> {
+    pub(super) fn unwritten(&self) -> Vec<AgentSpending> {
         fn of_agent<'a>(
             (agent_id, account): (&'a AgentId, &'a Account),
         ) -> impl Iterator<Item = AgentSpending> + 'a {
@@ -116,7 +134,7 @@ impl Ledger {
             };
             account.unwritten.iter().map(of_day)
         }
-        self.agents.iter().flat_map(of_agent).take(most).collect()
+        self.agents.iter().flat_map(of_agent).collect()
     }
 
     /// The store knows these. What was counted since stays to be told.
@@ -231,7 +249,7 @@ mod tests {
         assert_eq!(tokens(&mut ledger, connection, 1), (30, 31));
         // Its output is read again from the start.
         ledger.count(agent, connection, spent(20), day(1));
-        assert_eq!(ledger.unwritten(9), []);
+        assert_eq!(ledger.unwritten(), []);
         ledger.count(agent, connection, spent(25), day(1));
         assert_eq!(tokens(&mut ledger, connection, 1), (35, 36));
     }
@@ -249,7 +267,7 @@ mod tests {
             ledger.count(agent, None, spent(total), day(2));
             assert_eq!(tokens(&mut ledger, None, 2), (1, 1));
         }
-        assert_eq!(ledger.unwritten(9), []);
+        assert_eq!(ledger.unwritten(), []);
         ledger.count(agent, None, spent(17), day(2));
         assert_eq!(tokens(&mut ledger, None, 2), (2, 2));
     }
@@ -266,7 +284,7 @@ mod tests {
         ledger.count(early, None, spent(5), day(2));
         assert_eq!(tokens(&mut ledger, None, 2), (8, 8));
         let of_early: Vec<_> = ledger
-            .unwritten(9)
+            .unwritten()
             .into_iter()
             .filter(|noted| noted.agent_id == early)
             .map(|noted| (noted.day, noted.total))
@@ -284,7 +302,7 @@ mod tests {
         ledger.count(agent, None, spent(9), day(1));
         assert_eq!(tokens(&mut ledger, None, 1), (4, 4));
         let days: Vec<_> = ledger
-            .unwritten(9)
+            .unwritten()
             .iter()
             .map(|noted| (noted.day, noted.total))
             .collect();
@@ -292,17 +310,41 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_was_days_ahead_stops_no_midnight() {
+        let mut ledger = Ledger::new(day(10), &[], Vec::new());
+        let (agent, other) = (AgentId::generate(), AgentId::generate());
+        ledger.count(agent, None, spent(5), day(10));
+        ledger.count(agent, None, spent(7), day(99));
+        // Nothing that was counted since is given back.
+        assert_eq!(tokens(&mut ledger, None, 10), (2, 2));
+        ledger.count(other, None, spent(1), day(10));
+        assert_eq!(tokens(&mut ledger, None, 10), (3, 3));
+        let mut noted: Vec<_> = ledger
+            .unwritten()
+            .iter()
+            .map(|noted| (noted.day, noted.total))
+            .collect();
+        noted.sort_by_key(|(_, total)| total.tokens);
+        assert_eq!(noted, [(day(10), spent(1)), (day(10), spent(7))]);
+        assert_eq!(tokens(&mut ledger, None, 11), (0, 0));
+        // By a day, it may just have been set.
+        ledger.count(other, None, spent(4), day(11));
+        assert_eq!(tokens(&mut ledger, None, 10), (3, 3));
+        assert_eq!(tokens(&mut ledger, None, 11), (3, 3));
+    }
+
+    #[test]
     fn what_was_counted_while_it_was_written_stays_to_be_written() {
         let mut ledger = Ledger::new(day(1), &[], Vec::new());
         let agent = AgentId::generate();
         ledger.count(agent, None, Spent::default(), day(1));
-        assert_eq!(ledger.unwritten(9), [], "nothing is not written");
+        assert_eq!(ledger.unwritten(), [], "nothing is not written");
         ledger.count(agent, None, spent(5), day(1));
-        let batch = ledger.unwritten(9);
+        let batch = ledger.unwritten();
         ledger.count(agent, None, spent(6), day(1));
         ledger.ended(agent);
         ledger.written(&batch);
-        let batch = ledger.unwritten(9);
+        let batch = ledger.unwritten();
         assert_eq!((batch.len(), batch[0].total), (1, spent(6)));
         ledger.written(&batch);
         assert!(ledger.agents.is_empty(), "ended, and all of it is written");

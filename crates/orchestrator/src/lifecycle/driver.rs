@@ -30,7 +30,7 @@ use crate::{
     crash_points::crash_point,
     killswitch,
     layout::AgentLayout,
-    sandbox::{ExitStatus, SandboxHandle},
+    sandbox::{ExitStatus, SandboxHandle, spool::next_launch_at},
     spawner::{self, SpawnFailed},
     surroundings::Surroundings,
 };
@@ -234,7 +234,7 @@ impl Driver {
         if self.stop_if_used_up().await {
             return Ok(Attempt::Ordered);
         }
-        let spool_offset = std::fs::metadata(self.layout.spool()).map_or(0, |meta| meta.len());
+        let spool_offset = self.spool_offset().await;
         let attempt = self.record.status.attempt + 1;
         self.store_move(AgentState::Spawning, Actor::System, |record| {
             record.status.attempt = attempt;
@@ -268,6 +268,21 @@ impl Driver {
                     proof,
                 }))
             }
+        }
+    }
+
+    /// Where the next attempt's output will begin. No shim lives between attempts, so that nobody else writes there.
+    async fn spool_offset(&self) -> u64 {
+        let spool = self.layout.spool();
+        let length = std::fs::metadata(&spool).map_or(0, |meta| meta.len());
+        match tokio::task::spawn_blocking(move || next_launch_at(&spool)).await {
+            Ok(Ok(offset)) => offset,
+            Ok(Err(error)) => {
+                // The shim has the same trouble, and says so.
+                warn!(agent = %self.cell.agent_id, error = &error as &dyn std::error::Error, "failed to look for the end of the output");
+                length
+            }
+            Err(_) => length,
         }
     }
 

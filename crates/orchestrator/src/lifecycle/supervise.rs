@@ -14,11 +14,11 @@ use tracing::warn;
 
 use super::{Cell, publisher::Live};
 use crate::{
-    budget::{Excess, Meter},
+    budget::Meter,
     runtime::{self, Ending, StreamReader, Watchdog},
     sandbox::{
         ExitRecord, ExitStatus, SandboxHandle,
-        spool::{SpoolReader, Stream},
+        spool::{Notice, SpoolReader, Stream},
     },
     tail::Tail,
 };
@@ -27,6 +27,9 @@ use crate::{
 const RECORDS_AT_ONCE: usize = 256;
 /// And in bytes, before the last record.
 const BYTES_AT_ONCE: usize = 1 << 20;
+
+/// Why an agent that has a budget is stopped when nothing of its output is kept any more.
+const UNCOUNTED: &str = "its output passed spool-max-bytes: what it uses cannot be counted any more, and it has a budget";
 
 /// Why watching ended. The processes may still be there: the caller kills and proves.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +42,8 @@ pub enum Noticed {
     Killed,
     /// The sandbox ended without the agent's program having run, and this is why.
     NeverStarted(String),
-    /// It passed a budget, its own or one of the day.
-    OverBudget(Excess),
+    /// It passed a budget, its own or one of the day, or has one and can pass it unseen: in these words.
+    OverBudget(String),
 }
 
 /// Reads an attempt's output as its runtime writes it.
@@ -50,6 +53,7 @@ pub struct OutputReader {
     offset: u64,
     spool: Option<SpoolReader>,
     is_damaged: bool,
+    is_cut_off: bool,
     /// Where the output ended when it was opened.
     written_before: u64,
     is_caught_up: bool,
@@ -73,6 +77,7 @@ impl OutputReader {
             offset,
             spool: None,
             is_damaged: false,
+            is_cut_off: false,
             written_before: 0,
             is_caught_up: false,
             stream,
@@ -90,6 +95,12 @@ impl OutputReader {
     #[must_use]
     pub fn is_caught_up(&self) -> bool {
         self.is_caught_up
+    }
+
+    /// Whether the output has passed its limit, so that nothing more of it is kept.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.is_cut_off
     }
 
     /// Reads what is there, up to a bound. `true` if there was something.
@@ -143,7 +154,13 @@ impl OutputReader {
                 Stream::Stderr => self
                     .stream
                     .feed_diagnostics(&record.payload, Instant::now()),
-                Stream::Notice => {}
+                Stream::Notice => match record.notice() {
+                    Some(notice @ (Notice::Dropped { .. } | Notice::Truncated)) => {
+                        self.stream.drop_line();
+                        self.is_cut_off |= notice == Notice::Truncated;
+                    }
+                    Some(Notice::Torn | Notice::EgressRefused { .. }) | None => {}
+                },
             }
         }
         Ok(true)
@@ -234,11 +251,15 @@ pub async fn watch(
         let excess = meter
             .filter(|_| output.is_caught_up())
             .and_then(|meter| meter.count(&usage, Timestamp::now()));
+        let is_uncounted = output.is_cut_off() && meter.is_some_and(Meter::is_bounded);
+        let why = excess
+            .map(|excess| excess.to_string())
+            .or_else(|| is_uncounted.then(|| UNCOUNTED.to_owned()));
         // One that has given its result spends nothing more: its work is worth more than its last seconds.
-        if let Some(excess) = excess
+        if let Some(why) = why
             && output.stream().final_result().is_none()
         {
-            return Noticed::OverBudget(excess);
+            return Noticed::OverBudget(why);
         }
         if let Some(verdict) = watchdog.verdict(output.stream(), Instant::now()) {
             return Noticed::GaveUp(Ending::GivenUp(verdict));
@@ -277,7 +298,16 @@ mod tests {
     use crate::runtime::OutputFormat;
 
     fn record(payload: &[u8]) -> Vec<u8> {
-        let mut record = b"MSP1\x01\0\0\0".to_vec();
+        record_of(1, payload)
+    }
+
+    fn notice(notice: &Notice) -> Vec<u8> {
+        record_of(3, &serde_json::to_vec(notice).unwrap())
+    }
+
+    fn record_of(stream: u8, payload: &[u8]) -> Vec<u8> {
+        let mut record = b"MSP1".to_vec();
+        record.extend([stream, 0, 0, 0]);
         record.extend(0_u64.to_le_bytes());
         record.extend(u32::try_from(payload.len()).unwrap().to_le_bytes());
         record.extend(payload);
@@ -326,6 +356,22 @@ mod tests {
         std::fs::remove_file(folder.path().join("spool")).unwrap();
         assert!(!output.read_some().unwrap());
         assert!(output.is_caught_up());
+    }
+
+    #[test]
+    fn a16_lines_on_both_sides_of_a_gap_are_not_joined() {
+        for gap in [Notice::Dropped { bytes: 9 }, Notice::Truncated] {
+            let spool = [record(b"half a "), notice(&gap), record(b"whole line\n")].concat();
+            let (_folder, mut output) = reader(&spool);
+            output.read_rest().unwrap();
+            assert_eq!(output.stream().output_tail(), "whole line");
+            assert_eq!(output.is_cut_off(), gap == Notice::Truncated);
+        }
+        // Nothing is missing where something else is said.
+        let spool = [record(b"half a "), notice(&Notice::Torn), record(b"line\n")];
+        let (_folder, mut output) = reader(&spool.concat());
+        output.read_rest().unwrap();
+        assert_eq!(output.stream().output_tail(), "half a line");
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl std::fmt::Debug for Prompt {
 
 impl Prompt {
     /// The most work items, and the most skills.
-    pub const MAX_ITEMS: usize = 64;
+    pub const MAX_ITEMS: usize = 100;
     /// The longest work item, skill or branch, in bytes.
     pub const MAX_ITEM_BYTES: usize = 16 * 1024;
     /// The longest instructions, in bytes.

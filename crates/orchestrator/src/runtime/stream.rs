@@ -114,6 +114,12 @@ impl StreamReader {
         }
     }
 
+    /// Output is missing here: what is held of a line has nothing to do with what comes next.
+    pub fn drop_line(&mut self) {
+        self.line = Vec::new();
+        self.overlong = false;
+    }
+
     /// The output has ended: a last line without a newline is read too. A JSON line that was cut is no
     /// JSON, so that half a result is never one (A16).
     pub fn finish(&mut self, now: Instant) -> Vec<RuntimeEvent> {

@@ -8,14 +8,18 @@
 //! A payload is one line with its newline, byte for byte, as long as the line is at most
 //! [`CUT_BYTES`]; longer lines, and lines that paused in the middle, come in several records,
 //! all but the last flagged as unfinished ([`LineJoiner`] puts them together again). Nothing but
-//! the size limit drops anything, and that leaves a [`Notice`].
+//! the size limit and a disk that takes nothing drop anything, and both leave a [`Notice`].
 //!
 //! A reader needs no lock: it takes whole records only, and an unfinished one at the end is simply
 //! not there yet. A writer that was killed may leave such a torn record for good; the next one
 //! closes it with what did arrive. To wait for growth, watch the file (inotify `MODIFY`) and read
 //! until [`SpoolReader::next`] gives `None`; there is always a last write before the exit record.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    io,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,11 +57,11 @@ pub enum Stream {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Notice {
-    /// From here on output is dropped: the limit is reached or the disk is full.
+    /// From here on all output of the launch is dropped: the limit is reached.
     Truncated,
-    /// The last record of a launch that lost output.
+    /// Output is missing here: the disk was full, or the limit was reached and this is the last record of the launch.
     Dropped {
-        /// How many bytes were dropped in all.
+        /// How many bytes the launch has dropped so far.
         bytes: u64,
     },
     /// The writer before was killed in the middle of the record before this one.
@@ -98,6 +102,18 @@ impl Record {
             _ => None,
         }
     }
+}
+
+/// Where the next launch's output will begin: the end of the spool, if there is one. A torn record there is closed, so
+/// that a record does begin at it. Only while nobody writes; it reads all headers.
+///
+/// # Errors
+/// When the file cannot be read or mended.
+pub fn next_launch_at(path: &Path) -> io::Result<u64> {
+    if !path.try_exists()? {
+        return Ok(0);
+    }
+    Ok(SpoolWriter::open(path, 0)?.end())
 }
 
 /// The time, in milliseconds since the Unix epoch.

@@ -346,6 +346,79 @@ async fn an_agent_that_has_given_its_result_is_not_stopped_by_a_restart() {
     spoke.stop().await;
 }
 
+/// Nobody sees any more what it uses.
+#[tokio::test]
+async fn an_agent_with_a_budget_is_stopped_when_its_output_is_not_kept_any_more() {
+    let spoke = Spoke::start_with(|config| {
+        config.runtimes.push(counting());
+        config.limits.spool_max_bytes = 16 << 10;
+    })
+    .await;
+    let budget = json!({"budgetTokens": 100});
+    let unbounded = "say a 10; yes | head -c 100000; until_go";
+    let unbounded = spawn(&spoke, unbounded, json!({})).await;
+    let done = "say a 10; result 0.25; yes | head -c 100000; until_go";
+    let done = spawn(&spoke, done, budget.clone()).await;
+    for agent in [unbounded, done] {
+        spool_has(&spoke, agent, "truncated").await;
+    }
+    let bounded = "say a 10; yes | head -c 100000; exec sleep 1000";
+    let bounded = spawn(&spoke, bounded, budget).await;
+    is_stopped(
+        &spoke.finished(bounded).await,
+        "its output passed spool-max-bytes: what it uses cannot be counted any more, and it has a budget",
+    );
+    for agent in [unbounded, done] {
+        assert_eq!(spoke.status(agent).await.state, ObservedState::Running);
+        go(&spoke, agent);
+    }
+    let reason = spoke.finished(unbounded).await.reason;
+    assert_eq!(reason, Some(EndReason::NoResult));
+    let state = spoke.finished(done).await.state;
+    assert_eq!(state, ObservedState::Completed);
+    spoke.stop().await;
+}
+
+/// A shim that was killed in the middle of a record is no reason to count nothing from then on.
+#[tokio::test]
+async fn a17_an_attempt_after_a_torn_record_is_counted() {
+    let spoke = spoke().await;
+    let script = "if ! test -e second; then touch second; echo first; until_go; exit 3; fi; \
+        say b 101; exec sleep 1000";
+    let options = json!({"budgetTokens": 100, "maxRetries": 1});
+    let agent = spawn(&spoke, script, options).await;
+    spoke.wrote(agent, "first").await;
+    // The next attempt waits until the hold is over.
+    let hold = json!({"taskId": "no-such-task", "hold": true});
+    let (_, report) = spoke
+        .call(Method::POST, "/agents/kill-all", Some(hold))
+        .await;
+    assert_eq!(report["killed"], 0, "{report}");
+    go(&spoke, agent);
+    spoke.becomes(agent, ObservedState::Queued).await;
+    let spool = spoke.data_dir().join(format!("agents/{agent}/run/spool"));
+    let spool = std::fs::OpenOptions::new().append(true).open(spool);
+    std::io::Write::write_all(&mut spool.unwrap(), b"MSP").unwrap();
+    spoke.call(Method::POST, "/hold/release", None).await;
+    let status = spoke.finished(agent).await;
+    is_stopped(&status, "the agent's budget is passed: 101 of 100 tokens");
+    assert_eq!(status.attempt, 2);
+    spoke.stop().await;
+}
+
+/// Waits until this is in the agent's spool.
+async fn spool_has(spoke: &Spoke, agent: AgentId, text: &str) {
+    let spool = spoke.data_dir().join(format!("agents/{agent}/run/spool"));
+    let has = async {
+        while !std::fs::read(&spool)
+            .is_ok_and(|bytes| bytes.windows(text.len()).any(|at| at == text.as_bytes()))
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(rig::PATIENCE, has).await.unwrap();
+}
+
 /// What an agent used is counted though it was killed while nobody read it.
 #[tokio::test]
 async fn a_kill_that_no_daemon_saw_through_leaves_nothing_uncounted() {
@@ -361,13 +434,7 @@ async fn a_kill_that_no_daemon_saw_through_leaves_nothing_uncounted() {
     let word = Spoke::kill_word().replace("AGENT", &agent.to_string());
     spoke.crash();
     go(&spoke, agent);
-    let spool = spoke.data_dir().join(format!("agents/{agent}/run/spool"));
-    let said = async {
-        while !std::fs::read(&spool).is_ok_and(|bytes| bytes.ends_with(b"said\n")) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(rig::PATIENCE, said).await.unwrap();
+    spool_has(&spoke, agent, "said\n").await;
     std::fs::write(spoke.data_dir().join("kills.jsonl"), word).unwrap();
     spoke.restart().await;
     let status = spoke.finished(agent).await;

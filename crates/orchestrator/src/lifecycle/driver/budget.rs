@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::Driver;
 use crate::{
-    budget::{Excess, Meter},
+    budget::Meter,
     killswitch::{self, Killswitch, Reach},
     surroundings::Surroundings,
 };
@@ -28,10 +28,9 @@ pub(super) fn meter(around: &Surroundings, record: &AgentRecord) -> Option<Meter
 
 impl Driver {
     /// Stops the agent as any kill does: struck, proven, told to the trail. What follows is [`Self::finish_kill`].
-    pub(super) async fn stop_for(&self, excess: Excess) {
-        info!(agent = %self.cell.agent_id, %excess, "stopping an agent");
-        let note = excess.to_string();
-        let order = killswitch::order(EndReason::BudgetExceeded, Actor::System, Some(&note));
+    pub(super) async fn stop_for(&self, why: &str) {
+        info!(agent = %self.cell.agent_id, why, "stopping an agent");
+        let order = killswitch::order(EndReason::BudgetExceeded, Actor::System, Some(why));
         let killswitch = Killswitch::new(Arc::clone(&self.around), self.around.audit.clone());
         let killed = killswitch
             .kill(self.cell.agent_id, Reach::Everything, order.clone(), false)
@@ -52,7 +51,7 @@ impl Driver {
             .and_then(|meter| meter.used_up(usage, Timestamp::now()));
         match excess {
             Some(excess) => {
-                self.stop_for(excess).await;
+                self.stop_for(&excess.to_string()).await;
                 true
             }
             None => false,

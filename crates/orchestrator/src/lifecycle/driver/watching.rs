@@ -48,8 +48,8 @@ impl Driver {
             self.meter.as_ref(),
         )
         .await;
-        if let Noticed::OverBudget(excess) = noticed {
-            self.stop_for(excess).await;
+        if let Noticed::OverBudget(why) = &noticed {
+            self.stop_for(why).await;
         }
         if self.cell.gate.ordered().is_some() {
             return Attempt::Ordered;

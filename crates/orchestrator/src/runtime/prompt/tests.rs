@@ -63,7 +63,10 @@ fn sizes_are_bounded_and_the_member_is_named() {
         Err(PromptError::TooLarge { field, .. } | PromptError::Nul { field }) => field,
         other => panic!("not refused: {other:?}"),
     };
-    let many = vec!["x".to_owned(); Prompt::MAX_ITEMS + 1];
+    // As many as the protocol has.
+    let many = vec!["x".to_owned(); 100];
+    assert!(Prompt::compose(&parts(&task, &many)).is_ok());
+    let many = vec!["x".to_owned(); 101];
     assert_eq!(field(&parts(&task, &many)), "context.workItems");
     let long = ["x".to_owned(), "x".repeat(Prompt::MAX_ITEM_BYTES + 1)];
     assert_eq!(field(&parts(&task, &long)), "context.workItems[1]");

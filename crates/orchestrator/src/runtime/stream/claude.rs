@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::{
     MAX_BRIEF_BYTES, MAX_NAME_BYTES, MAX_RESULT_BYTES, MAX_TEXT_BYTES, StreamReader,
     json::{self, Raw},
-    usage::UsageJson,
+    usage::{self, UsageJson},
 };
 use crate::runtime::{
     progress::{FinalResult, Phase, RuntimeEvent, Tokens},
@@ -44,6 +44,8 @@ struct Line<'a> {
     errors: Raw<'a>,
     #[serde(borrow)]
     usage: Raw<'a>,
+    #[serde(borrow, rename = "modelUsage")]
+    model_usage: Raw<'a>,
     #[serde(borrow)]
     total_cost_usd: Raw<'a>,
     #[serde(borrow)]
@@ -303,8 +305,10 @@ impl StreamReader {
             api_error_status: json::count(line.api_error_status),
             duration_ms: json::count(line.duration_ms),
         };
-        if let Some(usage) = json::object::<UsageJson<'_>>(line.usage) {
-            let price = self.prices.price(self.progress.model.as_deref());
+        let price = self.prices.price(self.progress.model.as_deref());
+        if let Some(of_run) = usage::of_all_models(line.model_usage) {
+            self.usage.settle_run(of_run, price);
+        } else if let Some(usage) = json::object::<UsageJson<'_>>(line.usage) {
             self.usage.settle(usage.tokens(), price);
         }
         if let Some(cost) = json::dollars(line.total_cost_usd) {

@@ -3,7 +3,7 @@
 //! A field that is not what it should be is absent, and spoils no other. Values that nobody asks for
 //! are never built, however deep or large they are.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{
     Deserialize, Deserializer,
@@ -33,6 +33,14 @@ pub(super) fn object<'a, T: Deserialize<'a>>(raw: Raw<'a>) -> Option<T> {
 pub(super) fn elements<'a>(raw: Raw<'a>) -> Vec<&'a RawValue> {
     raw.and_then(|raw| serde_json::from_str(raw.get()).ok())
         .unwrap_or_default()
+}
+
+/// The values of an object, whatever their names.
+pub(super) fn values<'a>(raw: Raw<'a>) -> Vec<&'a RawValue> {
+    raw.and_then(|raw| serde_json::from_str::<BTreeMap<String, &'a RawValue>>(raw.get()).ok())
+        .unwrap_or_default()
+        .into_values()
+        .collect()
 }
 
 /// The value as text. A lone surrogate, which JavaScript writes when it cuts a string, is replaced

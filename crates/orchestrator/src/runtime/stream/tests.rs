@@ -153,18 +153,61 @@ fn a17_usage_is_counted_once_for_each_message() {
 
 #[test]
 fn a17_the_result_has_the_last_word_on_usage_and_cost() {
+    let told = |of_models: &str| {
+        let result = format!(
+            r#"{{"type":"result","subtype":"success","total_cost_usd":0.5,"usage":{{"output_tokens":300}}{of_models}}}"#
+        );
+        let (reader, _) = claude(&format!("{}{result}", assistant("a", "100")));
+        let progress = reader.snapshot();
+        assert_eq!(progress.cost_usd, Some(0.5));
+        progress.tokens
+    };
+    let main_loop = Tokens {
+        input: 10,
+        output: 300,
+        ..Tokens::default()
+    };
+    for nothing in ["", r#","modelUsage":{}"#, r#","modelUsage":[1]"#] {
+        assert_eq!(told(nothing), main_loop);
+    }
+    // By model, with what sub-agents have used.
+    let of_models = r#","modelUsage":{"large":{"inputTokens":10,"outputTokens":300,"cacheReadInputTokens":1},
+        "small":{"inputTokens":7,"outputTokens":9,"cacheCreationInputTokens":2}}"#;
+    let with_sub_agents = Tokens {
+        input: 17,
+        output: 309,
+        cache_read: 1,
+        cache_creation: 2,
+    };
+    assert_eq!(told(&of_models.replace('\n', "")), with_sub_agents);
+}
+
+#[test]
+fn a16_half_a_result_and_the_end_of_another_line_are_none() {
+    let now = Instant::now();
+    let result = br#"{"type":"result","subtype":"success","result":"done"}"#;
+    for cut in 1..result.len() {
+        let mut reader = StreamReader::new(OutputFormat::ClaudeStreamJson);
+        reader.feed(&result[..cut], now);
+        reader.drop_line();
+        reader.feed(&[&result[cut..], b"\n"].concat(), now);
+        assert_eq!(reader.final_result(), None, "{cut}");
+        // What is whole is read.
+        reader.feed(&[result, b"\n".as_slice()].concat(), now);
+        assert!(reader.final_result().is_some());
+    }
+}
+
+#[test]
+fn a17_sub_agents_are_counted_before_and_after_a_result() {
+    let sub_agent = assistant("s", "40").replacen('{', r#"{"parent_tool_use_id":"t","#, 1);
+    let before = format!("{}{sub_agent}", assistant("a", "1"));
     let result =
-        r#"{"type":"result","subtype":"success","total_cost_usd":0.5,"usage":{"output_tokens":3}}"#;
-    let (reader, _) = claude(&format!("{}{result}", assistant("a", "100")));
-    let progress = reader.snapshot();
-    assert_eq!(
-        progress.tokens,
-        Tokens {
-            output: 3,
-            ..Tokens::default()
-        }
-    );
-    assert_eq!(progress.cost_usd, Some(0.5));
+        r#"{"type":"result","subtype":"success","usage":{"input_tokens":10,"output_tokens":1}}"#;
+    let (reader, _) = claude(&before);
+    let counted = reader.snapshot().tokens;
+    let (reader, _) = claude(&format!("{before}{result}"));
+    assert_eq!(reader.snapshot().tokens, counted);
 }
 
 #[test]

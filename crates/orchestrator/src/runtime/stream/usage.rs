@@ -39,6 +39,35 @@ impl UsageJson<'_> {
     }
 }
 
+/// One model's part of `modelUsage` in a result: of the whole run so far, sub-agents included, which `usage` there
+/// leaves out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ModelUsageJson<'a> {
+    #[serde(borrow)]
+    input_tokens: Raw<'a>,
+    #[serde(borrow)]
+    output_tokens: Raw<'a>,
+    #[serde(borrow)]
+    cache_read_input_tokens: Raw<'a>,
+    #[serde(borrow)]
+    cache_creation_input_tokens: Raw<'a>,
+}
+
+/// What all models together have used in the whole run, if a result tells it.
+pub(super) fn of_all_models(model_usage: Raw<'_>) -> Option<Tokens> {
+    json::values(model_usage)
+        .into_iter()
+        .filter_map(|of_model| json::object::<ModelUsageJson<'_>>(Some(of_model)))
+        .map(|of_model| Tokens {
+            input: json::count(of_model.input_tokens).unwrap_or(0),
+            output: json::count(of_model.output_tokens).unwrap_or(0),
+            cache_read: json::count(of_model.cache_read_input_tokens).unwrap_or(0),
+            cache_creation: json::count(of_model.cache_creation_input_tokens).unwrap_or(0),
+        })
+        .reduce(Tokens::plus)
+}
+
 /// The count of one run.
 #[derive(Debug, Clone, Default)]
 pub(super) struct UsageLedger {
@@ -129,12 +158,32 @@ impl UsageLedger {
         }
     }
 
-    /// Takes the runtime's own total since its last result, in place of what was added up. Said again
-    /// with no turn between, it is the same total. Until it says the cost too, that is the tokens' at `price`.
+    /// Takes the runtime's own total since its last result, in place of what was added up, and never less than that:
+    /// it may leave out what sub-agents used. Said again with no turn between, it is the same total. Until it says the
+    /// cost too, that is the tokens' at `price`.
     pub(super) fn settle(&mut self, tokens: Tokens, price: Price) {
-        self.standing = Some(tokens);
+        let added_up = self.standing.unwrap_or_default().plus(self.since());
+        let standing = tokens.at_least(added_up);
+        let reckoned = self.costs.standing.unwrap_or(0.0) + self.cost_since();
+        self.standing = Some(standing);
+        self.costs.standing = Some(price.of(standing).max(reckoned));
+        self.close();
+    }
+
+    /// As [`Self::settle`], with the total of the whole run, whatever results there were before.
+    pub(super) fn settle_run(&mut self, tokens: Tokens, price: Price) {
+        let total = tokens.at_least(self.total());
+        let reckoned = self.cost().map_or(0.0, |cost| cost.usd);
+        self.settled = Tokens::default();
+        self.standing = Some(total);
+        self.costs.settled = 0.0;
+        self.costs.standing = Some(price.of(total).max(reckoned));
+        self.close();
+    }
+
+    /// What was added up is in a result.
+    fn close(&mut self) {
         self.folded = Tokens::default();
-        self.costs.standing = Some(price.of(tokens));
         self.costs.is_estimate = true;
         self.costs.folded = 0.0;
         for entry in &mut self.recent {
@@ -164,20 +213,29 @@ impl UsageLedger {
         }
     }
 
+    /// What was added up since the last result.
+    fn since(&self) -> Tokens {
+        let open = self.recent.iter().filter(|entry| !entry.settled);
+        open.fold(self.folded, |sum, entry| sum.plus(entry.tokens))
+    }
+
+    /// What was reckoned since the last result.
+    fn cost_since(&self) -> f64 {
+        let open = self.recent.iter().filter(|entry| !entry.paid);
+        open.fold(self.costs.folded, |sum, entry| sum + entry.cost())
+    }
+
     /// The total.
     pub(super) fn total(&self) -> Tokens {
-        let open = self.recent.iter().filter(|entry| !entry.settled);
-        let since = open.fold(self.folded, |sum, entry| sum.plus(entry.tokens));
         self.settled
             .plus(self.standing.unwrap_or_default())
-            .plus(since)
+            .plus(self.since())
     }
 
     /// The cost, if anything was used or told.
     pub(super) fn cost(&self) -> Option<Cost> {
         let costs = &self.costs;
-        let open = self.recent.iter().filter(|entry| !entry.paid);
-        let since = open.fold(costs.folded, |sum, entry| sum + entry.cost());
+        let since = self.cost_since();
         let told = costs.settled + costs.standing.unwrap_or(0.0);
         let is_known = costs.standing.is_some() || told > 0.0 || since > 0.0;
         is_known.then_some(Cost {
@@ -250,6 +308,35 @@ mod tests {
         assert_eq!(ledger.total(), tokens(51));
         ledger.settle(tokens(7), PRICE);
         assert_eq!(ledger.total(), tokens(57));
+        // Of the whole run.
+        ledger.settle_run(tokens(60), PRICE);
+        assert_eq!(ledger.total(), tokens(60));
+        ledger.reopen();
+        ledger.see("c");
+        ledger.set("c", tokens(2), PRICE);
+        ledger.settle_run(tokens(90), PRICE);
+        assert_eq!(ledger.total(), tokens(90));
+    }
+
+    #[test]
+    fn a17_a_result_takes_back_nothing_that_was_counted() {
+        for settle in [UsageLedger::settle, UsageLedger::settle_run] {
+            let mut ledger = UsageLedger::default();
+            for id in ["of the main loop", "of a sub-agent"] {
+                ledger.see(id);
+                ledger.set(id, tokens(10), PRICE);
+            }
+            settle(&mut ledger, tokens(10), PRICE);
+            assert_eq!(ledger.total(), tokens(20));
+            ledger.see("of a sub-agent that goes on");
+            ledger.set("of a sub-agent that goes on", tokens(5), PRICE);
+            settle(&mut ledger, tokens(10), PRICE);
+            assert_eq!(ledger.total(), tokens(25));
+            assert_eq!(cost(&ledger), Some((25.0, true)));
+            // Nor what it cost, where the main loop's model is a cheaper one.
+            settle(&mut ledger, tokens(10), Price::default());
+            assert_eq!(cost(&ledger), Some((25.0, true)));
+        }
     }
 
     fn cost(ledger: &UsageLedger) -> Option<(f64, bool)> {

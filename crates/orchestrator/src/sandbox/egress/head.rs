@@ -148,7 +148,10 @@ impl Request {
             .collect();
         for (name, value) in &fields {
             let lower = name.to_ascii_lowercase();
-            if !NOT_PASSED_ON.contains(&lower.as_str()) && !named.contains(&lower) {
+            // Of the body that is passed on: whoever calls it a thing of this hop takes it from nobody.
+            if lower == "content-length" {
+                head.push_str(&format!("{name}: {body_bytes}\r\n"));
+            } else if !NOT_PASSED_ON.contains(&lower.as_str()) && !named.contains(&lower) {
                 head.push_str(&format!("{name}: {value}\r\n"));
             }
         }
@@ -251,6 +254,18 @@ mod tests {
         assert!(
             head.starts_with("GET /?q HTTP/1.1\r\nHost: a.org\r\n"),
             "{head}"
+        );
+    }
+
+    #[test]
+    fn a_body_has_its_length_whatever_the_client_calls_it() {
+        let (_, _, head, body_bytes) = forwarded(
+            "POST http://a.org/ HTTP/1.1\r\nConnection: content-length, X-Hop\r\nContent-Length: 003\r\nX-Hop: 1",
+        );
+        assert_eq!(body_bytes, 3);
+        assert_eq!(
+            head,
+            "POST / HTTP/1.1\r\nHost: a.org\r\nConnection: close\r\nContent-Length: 3\r\n\r\n"
         );
     }
 

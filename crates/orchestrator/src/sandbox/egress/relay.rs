@@ -12,6 +12,9 @@ use rustix::{
 };
 
 const BUFFER_BYTES: usize = 16 << 10;
+/// For how long nothing may move once the client says nothing more. It may wait for its answer, or be gone: of a TCP
+/// connection that cannot be told.
+const IDLE_BEHIND_ITS_END: Duration = Duration::from_secs(60);
 const NO_BYTES: &[u8] = &[];
 
 /// One way: what was read and not yet written, and how much may still be read.
@@ -45,16 +48,19 @@ impl Flow {
     }
 
     /// What it waits for: to read at one end, or to write at the other.
-    fn wants(&self) -> Option<PollFlags> {
+    fn wants(&self) -> (PollFlags, PollFlags) {
         match (self.over, self.rest().is_empty()) {
-            (true, _) => None,
-            (false, true) => Some(PollFlags::IN),
-            (false, false) => Some(PollFlags::OUT),
+            (true, _) => (PollFlags::empty(), PollFlags::empty()),
+            (false, true) => (PollFlags::IN, PollFlags::empty()),
+            (false, false) => (PollFlags::empty(), PollFlags::OUT),
         }
     }
 
     /// Reads or writes as much as goes without waiting.
     fn step(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+        if self.over {
+            return;
+        }
         if self.rest().is_empty() {
             self.fill(from);
         }
@@ -107,7 +113,43 @@ impl Flow {
     }
 }
 
-/// Moves bytes until both ways are over: `there` from `near` to `far`, `back` the other way.
+/// What is known of the client's end.
+#[derive(Debug, Default)]
+struct Client {
+    /// It says nothing more.
+    has_ended: bool,
+    /// Nor does it listen.
+    is_gone: bool,
+}
+
+impl Client {
+    /// What to look for beside what the flows want. Looked for again, what is known would be told at once for ever.
+    fn news(&self) -> Option<PollFlags> {
+        match (self.is_gone, self.has_ended) {
+            (true, _) => None,
+            // That it is gone is told to whoever looks at all.
+            (false, true) => Some(PollFlags::empty()),
+            (false, false) => Some(PollFlags::RDHUP),
+        }
+    }
+
+    fn learn(&mut self, told: PollFlags) {
+        self.is_gone |= told.intersects(PollFlags::HUP | PollFlags::ERR);
+        self.has_ended |= self.is_gone || told.contains(PollFlags::RDHUP);
+    }
+
+    /// For how long nothing may move.
+    fn patience(&self, there: &Flow, idle: Duration) -> Duration {
+        if self.is_gone || (self.has_ended && there.over) {
+            idle.min(IDLE_BEHIND_ITS_END)
+        } else {
+            idle
+        }
+    }
+}
+
+/// Moves bytes until both ways are over: `there` from `near`, which is the client, to `far`, `back` the other way. Of a
+/// client that is gone only what it said is still passed on.
 ///
 /// # Errors
 /// `TimedOut` if nothing moved for as long as `idle`.
@@ -119,31 +161,55 @@ pub(super) fn relay(
     idle: Duration,
 ) -> io::Result<()> {
     let (near, far) = (near.as_fd(), far.as_fd());
-    let timeout = Timespec {
-        tv_sec: i64::try_from(idle.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: 0,
-    };
+    let mut client = Client::default();
     loop {
         there.tell_end(far);
         back.tell_end(near);
-        let mut fds = Vec::with_capacity(2);
-        for (flow, from, to) in [(&there, near, far), (&back, far, near)] {
-            match flow.wants() {
-                Some(PollFlags::IN) => fds.push(PollFd::from_borrowed_fd(from, PollFlags::IN)),
-                Some(_) => fds.push(PollFd::from_borrowed_fd(to, PollFlags::OUT)),
-                None => {}
-            }
-        }
-        if fds.is_empty() {
+        if there.over && back.over {
             return Ok(());
         }
-        match poll(&mut fds, Some(&timeout)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        let told = wait(near, far, (&there, &back), &client, idle)?;
+        client.learn(told);
+        // Whatever comes back comes to nobody.
+        back.over |= client.is_gone;
         there.step(near, far);
         back.step(far, near);
+    }
+}
+
+/// Waits until something can move, or there is news of the client, and says what.
+fn wait(
+    near: BorrowedFd<'_>,
+    far: BorrowedFd<'_>,
+    (there, back): (&Flow, &Flow),
+    client: &Client,
+    idle: Duration,
+) -> io::Result<PollFlags> {
+    let (from_near, to_far) = there.wants();
+    let (from_far, to_near) = back.wants();
+    let (of_near, of_far) = (from_near | to_near, from_far | to_far);
+    let mut fds = Vec::with_capacity(2);
+    if !of_far.is_empty() {
+        fds.push(PollFd::from_borrowed_fd(far, of_far));
+    }
+    let looks_near = client.news().is_some() || !of_near.is_empty();
+    if looks_near {
+        let news = client.news().unwrap_or(PollFlags::empty());
+        fds.push(PollFd::from_borrowed_fd(near, of_near | news));
+    }
+    let patience = client.patience(there, idle);
+    let timeout = Timespec {
+        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: 0,
+    };
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+        Ok(_) => Ok(fds
+            .last()
+            .filter(|_| looks_near)
+            .map_or(PollFlags::empty(), PollFd::revents)),
+        Err(rustix::io::Errno::INTR) => Ok(PollFlags::empty()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -225,6 +291,66 @@ mod tests {
         drop(server);
         assert!(relay.join().unwrap().is_ok());
         client.read_to_end(&mut Vec::new()).unwrap_or(0);
+    }
+
+    #[test]
+    fn a_client_that_gave_up_on_its_answer_ends_it() {
+        for request in [
+            // Forwarded, and a tunnel.
+            Flow::starting_with(b"GET".to_vec(), Some(0)),
+            Flow::starting_with(b"GET".to_vec(), None),
+        ] {
+            let (client, mut server, relay) = relayed(request, NEVER);
+            let mut got = [0; 3];
+            server.read_exact(&mut got).unwrap();
+            drop(client);
+            // The server never answers.
+            assert!(relay.join().unwrap().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_client_that_listens_still_has_its_answer() {
+        let request = Flow::starting_with(b"GET".to_vec(), Some(0));
+        let (mut client, mut server, relay) = relayed(request, NEVER);
+        let mut got = [0; 3];
+        server.read_exact(&mut got).unwrap();
+        // Before there is an answer, so that this is what the relay learns first.
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        server.write_all(b"answer").unwrap();
+        drop(server);
+        let mut got = String::new();
+        client.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "answer");
+        assert!(relay.join().unwrap().is_ok());
+    }
+
+    #[test]
+    fn what_a_client_said_before_it_went_is_passed_on() {
+        let (mut client, mut server, relay) = relayed(Flow::empty(), NEVER);
+        let said = vec![7; 1 << 20];
+        let sender = thread::spawn(move || client.write_all(&said).unwrap());
+        let mut got = Vec::new();
+        server.read_to_end(&mut got).unwrap();
+        sender.join().unwrap();
+        assert_eq!(got.len(), 1 << 20);
+        assert!(relay.join().unwrap().is_ok());
+    }
+
+    #[test]
+    fn who_says_nothing_more_is_waited_for_less() {
+        let (mut client, mut there) = (Client::default(), Flow::empty());
+        assert_eq!(client.patience(&there, NEVER), NEVER);
+        client.learn(PollFlags::IN | PollFlags::RDHUP);
+        // What it said is not all read yet.
+        assert_eq!(client.patience(&there, NEVER), NEVER);
+        there.over = true;
+        assert_eq!(client.patience(&there, NEVER), IDLE_BEHIND_ITS_END);
+        assert_eq!(client.patience(&there, Duration::ZERO), Duration::ZERO);
+        assert!(!client.is_gone);
+        there.over = false;
+        client.learn(PollFlags::HUP);
+        assert_eq!(client.patience(&there, NEVER), IDLE_BEHIND_ITS_END);
     }
 
     #[test]

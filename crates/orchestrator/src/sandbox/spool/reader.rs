@@ -73,6 +73,9 @@ impl SpoolReader {
         reason = "none yet is not the end of an iteration"
     )]
     pub fn next(&mut self) -> io::Result<Option<Record>> {
+        // Asked for first: a record that a full disk broke off gives way to another, and where a header is older than
+        // the length, the length may be the other one's.
+        let length = self.file.metadata()?.len();
         let mut header = [0; HEADER_BYTES];
         if read_at_most(&self.file, &mut header, self.offset)? < HEADER_BYTES {
             return Ok(None);
@@ -85,7 +88,7 @@ impl SpoolReader {
         })?;
         let start = self.offset + HEADER_BYTES as u64;
         // Before room is made for it: a length alone must not cost memory.
-        if self.file.metadata()?.len() < start + header.payload_bytes as u64 {
+        if length < start + header.payload_bytes as u64 {
             return Ok(None);
         }
         let mut payload = vec![0; header.payload_bytes];

@@ -8,7 +8,7 @@ use std::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{format::Header, *};
+use super::{format::Header, writer::whole_records, *};
 
 fn all(path: &Path) -> Vec<Record> {
     let mut reader = SpoolReader::open(path, 0).unwrap();
@@ -102,20 +102,121 @@ fn the_next_launch_has_its_own_allowance() {
     assert_eq!(all(&path).last().unwrap().payload, b"again\n");
 }
 
+impl SpoolWriter {
+    /// Pushes while the disk is full: `/dev/full` takes nothing and says so.
+    fn push_to_full_disk(&mut self, bytes: &[u8]) {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let disk = std::mem::replace(&mut self.file, full);
+        self.push(Stream::Stdout, bytes, Instant::now());
+        self.file = disk;
+    }
+}
+
+/// What is in the spool, notices in their own words.
+fn told(path: &Path) -> Vec<String> {
+    let told = |record: &Record| String::from_utf8(record.payload.clone()).unwrap();
+    all(path).iter().map(told).collect()
+}
+
 #[test]
-fn a_full_disk_drops_and_does_not_fail() {
-    // `/dev/full` takes nothing and says so.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/full")
-        .unwrap();
+fn a26_a_full_disk_loses_what_it_was_full_for_and_that_is_said_where_it_is() {
     let dir = TempDir::new().unwrap();
-    let (mut spool, _) = writer(&dir, 1 << 20);
-    spool.file = file;
-    spool.push(Stream::Stdout, b"lost\n", Instant::now());
-    spool.push(Stream::Stdout, b"lost too\n", Instant::now());
-    assert!(spool.finish() >= 14);
+    let (mut spool, path) = writer(&dir, 1 << 20);
+    spool.push(Stream::Stdout, b"before\nhalf a ", Instant::now());
+    spool.flush_idle(spool.next_flush().unwrap());
+    spool.push_to_full_disk(b"line\n");
+    spool.push_to_full_disk(b"lost\n");
+    spool.push(Stream::Stdout, b"after\n", Instant::now());
+    let so_far = [
+        "before\n",
+        "half a ",
+        r#"{"kind":"dropped","bytes":10}"#,
+        "after\n",
+    ];
+    assert_eq!(told(&path), so_far);
+    spool.push_to_full_disk(b"lost too\n");
+    assert_eq!(spool.finish(), 19);
+    assert_eq!(told(&path)[..4], so_far);
+    assert_eq!(told(&path)[4..], [r#"{"kind":"dropped","bytes":19}"#]);
+}
+
+#[test]
+fn a26_a_disk_that_stays_full_fails_nobody() {
+    let dir = TempDir::new().unwrap();
+    let (mut spool, path) = writer(&dir, 8192);
+    spool.push_to_full_disk(&[b'\n'; 8192]);
+    assert_eq!(told(&path), [""; 0]);
+    // That the limit is reached is said as soon as it can be.
+    spool.push(Stream::Stdout, b"more\n", Instant::now());
+    let notices: Vec<_> = all(&path).iter().filter_map(Record::notice).collect();
+    let dropped = Notice::Dropped { bytes: 8192 + 5 };
+    assert_eq!(notices, [dropped, Notice::Truncated]);
+    spool.push_to_full_disk(b"more\n");
+    assert_eq!(spool.finish(), 8192 + 10);
+}
+
+#[test]
+fn a26_word_of_what_a_full_disk_lost_is_within_the_limit() {
+    let dir = TempDir::new().unwrap();
+    let (mut spool, path) = writer(&dir, 20_000);
+    for _ in 0..500 {
+        spool.push(Stream::Stdout, b"kept\n", Instant::now());
+        spool.push_to_full_disk(b"lost\n");
+    }
+    let dropped = spool.finish();
+    assert!(std::fs::metadata(&path).unwrap().len() <= 20_000);
+    let records = all(&path);
+    let kept = records.iter().filter(|r| r.stream == Stream::Stdout);
+    assert_eq!(kept.count() as u64 * 5 + dropped, 5000);
+    let notices: Vec<_> = records.iter().filter_map(Record::notice).collect();
+    let last = [Notice::Truncated, Notice::Dropped { bytes: dropped }];
+    assert!(notices.ends_with(&last), "{notices:?}");
+    let is_full = |notice: &&Notice| **notice == Notice::Truncated;
+    assert_eq!(notices.iter().filter(is_full).count(), 1);
+}
+
+/// They may have been read before the disk was found full.
+#[test]
+fn a26_records_that_arrived_before_the_disk_was_full_stay() {
+    let dir = TempDir::new().unwrap();
+    let (mut spool, path) = writer(&dir, 1 << 20);
+    for line in ["one\n", "two and\n", "three\n"] {
+        spool.push(Stream::Stdout, line.as_bytes(), Instant::now());
+    }
+    drop(spool);
+    let batch = std::fs::read(&path).unwrap();
+    for written in 0..=batch.len() {
+        let (whole, lost_bytes) = whole_records(&batch, written);
+        let expected = match written {
+            0..24 => (0, 18),
+            24..52 => (24, 14),
+            52..78 => (52, 6),
+            _ => (78, 0),
+        };
+        assert_eq!((whole, lost_bytes), expected, "{written}");
+    }
+}
+
+#[test]
+fn a_launch_begins_where_a_record_does() {
+    let dir = TempDir::new().unwrap();
+    let (mut spool, path) = writer(&dir, 1 << 20);
+    spool.push(Stream::Stdout, b"first\nsecond\n", Instant::now());
+    spool.finish();
+    let whole = std::fs::read(&path).unwrap();
+    for cut in 0..=whole.len() {
+        std::fs::write(&path, &whole[..cut]).unwrap();
+        let begin = next_launch_at(&path).unwrap();
+        assert_eq!(begin, std::fs::metadata(&path).unwrap().len(), "{cut}");
+        let mut spool = SpoolWriter::open(&path, 1 << 20).unwrap();
+        spool.push(Stream::Stdout, b"next\n", Instant::now());
+        spool.finish();
+        let mut reader = SpoolReader::open(&path, begin).unwrap();
+        assert_eq!(reader.next().unwrap().unwrap().payload, b"next\n", "{cut}");
+    }
+    let none = dir.path().join("none");
+    assert_eq!(next_launch_at(&none).unwrap(), 0);
+    assert!(!none.exists(), "the shim makes it");
 }
 
 #[test]

@@ -1,4 +1,7 @@
 //! Writing lines as they come, up to a limit, without ever failing the one who speaks.
+//!
+//! A write that fails loses what it was to write: what comes next is written again when it can be, behind a notice that
+//! says what is missing there. The limit alone is final.
 
 use std::{
     fs::{File, OpenOptions},
@@ -21,6 +24,9 @@ const PARTIAL_LINE_DELAY: Duration = Duration::from_millis(200);
 /// Kept free below the limit, so that the notice of having reached it always fits.
 const NOTICE_RESERVE_BYTES: u64 = 4096;
 
+/// More than a notice of missing output takes, header included. One in the middle counts as output.
+const GAP_NOTICE_BYTES: u64 = 128;
+
 /// Cuts one stream into lines.
 #[derive(Debug)]
 struct LineCutter {
@@ -36,7 +42,12 @@ pub(in crate::sandbox) struct SpoolWriter {
     size: u64,
     limit: u64,
     dropped_bytes: u64,
+    /// How much of that the file tells of.
+    told_bytes: u64,
+    /// Output is missing at the end of the file, and the file does not say so yet.
+    has_gap: bool,
     truncated: bool,
+    truncation_told: bool,
     out: LineCutter,
     err: LineCutter,
     batch: Vec<u8>,
@@ -63,15 +74,23 @@ impl SpoolWriter {
             size,
             limit: size.saturating_add(max_bytes.max(2 * NOTICE_RESERVE_BYTES)),
             dropped_bytes: 0,
+            told_bytes: 0,
+            has_gap: false,
             truncated: false,
+            truncation_told: false,
             out: cutter(Stream::Stdout),
             err: cutter(Stream::Stderr),
             batch: Vec::new(),
         };
         if torn {
-            writer.notice(&Notice::Torn);
+            writer.push_notice(&Notice::Torn);
         }
         Ok(writer)
+    }
+
+    /// Where the next record will be.
+    pub(super) fn end(&self) -> u64 {
+        self.size
     }
 
     /// Takes what was read from a stream. Never fails: what cannot be kept is counted.
@@ -144,10 +163,9 @@ impl SpoolWriter {
             }
         }
         self.write_batch();
-        if self.dropped_bytes > 0 {
-            self.notice(&Notice::Dropped {
-                bytes: self.dropped_bytes,
-            });
+        if self.dropped_bytes > self.told_bytes {
+            self.has_gap = true;
+            self.write();
         }
         // Without the disk's consent the bytes are still in the file for every reader of this boot.
         let _ = self.file.sync_data();
@@ -181,14 +199,15 @@ impl SpoolWriter {
 
     fn record(&mut self, stream: Stream, at_unix_ms: u64, unfinished: bool, payload: &[u8]) {
         let needed = (HEADER_BYTES + payload.len()) as u64;
-        let used = self.size + self.batch.len() as u64;
+        let gap_notice = if self.has_gap { GAP_NOTICE_BYTES } else { 0 };
+        let used = self.size + self.batch.len() as u64 + gap_notice;
         if self.truncated || used + needed > self.limit - NOTICE_RESERVE_BYTES {
-            self.dropped_bytes += payload.len() as u64;
             if !self.truncated {
-                self.truncated = true;
+                // What came before it is not missing behind it.
                 self.write_batch();
-                self.notice(&Notice::Truncated);
+                self.truncated = true;
             }
+            self.dropped_bytes += payload.len() as u64;
             return;
         }
         let header = Header {
@@ -201,38 +220,95 @@ impl SpoolWriter {
         self.batch.extend_from_slice(payload);
     }
 
-    fn notice(&mut self, notice: &Notice) {
-        let Ok(payload) = serde_json::to_vec(notice) else {
-            return;
-        };
-        let header = Header {
-            stream: Stream::Notice,
-            unfinished: false,
-            at_unix_ms: unix_ms(),
-            payload_bytes: payload.len(),
-        };
-        self.batch.extend_from_slice(&header.encode());
-        self.batch.extend_from_slice(&payload);
-        self.write_batch();
+    fn write_batch(&mut self) {
+        let owes_truncation = self.truncated && !self.truncation_told;
+        if !self.batch.is_empty() || owes_truncation {
+            self.write();
+        }
     }
 
-    fn write_batch(&mut self) {
-        if self.batch.is_empty() {
-            return;
+    /// Writes the batch between what is to be told before it and behind it.
+    fn write(&mut self) {
+        let dropped_bytes = self.dropped_bytes;
+        let gap = if self.has_gap {
+            notice_record(&Notice::Dropped {
+                bytes: dropped_bytes,
+            })
+        } else {
+            Vec::new()
+        };
+        if !gap.is_empty() {
+            self.batch.splice(..0, gap.iter().copied());
         }
-        match self.file.write_all_at(&self.batch, self.size) {
-            Ok(()) => self.size += self.batch.len() as u64,
-            Err(_) => {
-                // A full disk: what did arrive of the batch must not pass for a record.
-                let _ = self.file.set_len(self.size);
-                self.dropped_bytes += self.batch.len() as u64;
-                self.truncated = true;
-            }
+        if self.truncated && !self.truncation_told {
+            self.batch
+                .extend_from_slice(&notice_record(&Notice::Truncated));
+        }
+        let written = write_at_most(&self.file, &self.batch, self.size);
+        let (whole, lost_bytes) = whole_records(&self.batch, written);
+        // What arrived whole may have been read already, and stays.
+        self.size += whole as u64;
+        if self.has_gap && whole >= gap.len() {
+            self.has_gap = false;
+            self.told_bytes = dropped_bytes;
+        }
+        if whole == self.batch.len() {
+            self.truncation_told = self.truncated;
+        } else {
+            // A full disk: what did arrive of a record must not pass for one.
+            let _ = self.file.set_len(self.size);
+            self.dropped_bytes += lost_bytes;
+            self.has_gap |= lost_bytes > 0;
         }
         self.batch.clear();
         // One huge line must not keep its memory for the rest of the agent's life.
         self.batch.shrink_to(1 << 20);
     }
+}
+
+/// A record of what the shim says itself.
+fn notice_record(notice: &Notice) -> Vec<u8> {
+    let Ok(payload) = serde_json::to_vec(notice) else {
+        return Vec::new();
+    };
+    let header = Header {
+        stream: Stream::Notice,
+        unfinished: false,
+        at_unix_ms: unix_ms(),
+        payload_bytes: payload.len(),
+    };
+    [&header.encode(), payload.as_slice()].concat()
+}
+
+/// Writes as much as goes; says how much that is, in bytes.
+fn write_at_most(file: &File, bytes: &[u8], offset: u64) -> usize {
+    let mut written = 0;
+    while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
+        match file.write_at(rest, offset + written as u64) {
+            Ok(count) if count > 0 => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => break,
+        }
+    }
+    written
+}
+
+/// How much of a batch is whole records, where so much of it was written, and how much output is in the rest.
+pub(super) fn whole_records(batch: &[u8], written: usize) -> (usize, u64) {
+    let (mut at, mut whole, mut lost_bytes) = (0, 0, 0);
+    while let Some(header) = batch
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .and_then(Header::decode)
+    {
+        at += HEADER_BYTES + header.payload_bytes;
+        if at <= written {
+            whole = at;
+        } else if header.stream != Stream::Notice {
+            lost_bytes += header.payload_bytes as u64;
+        }
+    }
+    (whole, lost_bytes)
 }
 
 /// Finds the end of the last whole record, and makes a record of what follows.

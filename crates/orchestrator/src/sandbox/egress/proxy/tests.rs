@@ -44,6 +44,20 @@ impl Rig {
         self.server.local_addr().unwrap().to_string()
     }
 
+    /// A place is free once its thread has seen the end.
+    fn has_a_place(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let answer = self.asks(b"CONNECT elsewhere.example:443 HTTP/1.1\r\n\r\n");
+            if answer.starts_with("HTTP/1.1 403 ") {
+                break;
+            }
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer:?}");
+            assert!(Instant::now() < deadline, "the place was not given back");
+            thread::yield_now();
+        }
+    }
+
     fn asks(&self, request: &[u8]) -> String {
         let mut client = self.client();
         let _ = client.write_all(request);
@@ -127,17 +141,23 @@ fn f22_connections_are_bounded_and_a_place_is_given_back() {
     let refused = b"CONNECT elsewhere.example:443 HTTP/1.1\r\n\r\n";
     assert!(rig.asks(refused).starts_with("HTTP/1.1 503 "));
     holding.pop();
-    // The place is free once its thread has seen the end.
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
-        let answer = rig.asks(refused);
-        if answer.starts_with("HTTP/1.1 403 ") {
-            break;
-        }
-        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer:?}");
-        assert!(Instant::now() < deadline, "the place was not given back");
-        thread::yield_now();
-    }
+    rig.has_a_place();
+}
+
+#[test]
+fn f22_a_client_that_gave_up_on_its_answer_gives_its_place_back() {
+    let rig = Rig::new();
+    let request = format!("GET http://{}/ HTTP/1.1\r\n\r\n", rig.address());
+    let asks = || {
+        let mut client = rig.client();
+        client.write_all(request.as_bytes()).unwrap();
+        // The server never answers.
+        (client, rig.server.accept().unwrap())
+    };
+    let mut asking: Vec<_> = (0..MAX_CONNECTIONS).map(|_| asks()).collect();
+    let (client, _server) = asking.pop().unwrap();
+    drop(client);
+    rig.has_a_place();
 }
 
 #[test]
