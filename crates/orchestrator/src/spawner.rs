@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::{
     aside::aside,
+    causes::with_causes,
     crash_points::crash_point,
     killswitch,
     layout::AgentLayout,
@@ -229,7 +230,7 @@ async fn undo(
         Some(error) => {
             let error = StepError::Sandbox(error);
             SpawnFailed::Broken {
-                detail: told(&error),
+                detail: with_causes(&error),
                 retryable: error.retryable(),
                 proof,
             }
@@ -392,20 +393,8 @@ fn network(around: &Surroundings, options: &SpawnOptions) -> Result<Network, Ste
 /// A failure before any process was started.
 fn broken(error: &StepError) -> SpawnFailed {
     SpawnFailed::Broken {
-        detail: told(error),
+        detail: with_causes(error),
         retryable: error.retryable(),
         proof: killswitch::proof_of(ProofMethod::NeverStarted, Instant::now()),
     }
-}
-
-/// An error and its causes on one line.
-fn told(error: &StepError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

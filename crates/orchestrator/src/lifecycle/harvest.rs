@@ -8,6 +8,7 @@ use mosaic_types::{
 };
 
 use crate::{
+    causes::with_causes,
     layout::AgentLayout,
     surroundings::Surroundings,
     worktree::{
@@ -66,7 +67,8 @@ fn step(ok: bool, detail: Option<String>) -> CleanupStep {
 fn failed(error: &WorktreeError) -> Homecoming {
     let step = match error {
         WorktreeError::NotPrepared => step(true, Some("there was no working tree".to_owned())),
-        _ => step(false, Some(error.to_string())),
+        // What git has to say of it may have names in it that the agent chose.
+        _ => step(false, Some(told(&with_causes(error)))),
     };
     Homecoming {
         summary: None,
@@ -149,7 +151,7 @@ pub async fn push(around: &Surroundings, record: &AgentRecord) -> (Option<Pushed
             (Some(pushed), step)
         }
         Ok(None) => (None, step(true, "there is nothing to push".to_owned())),
-        Err(error) => (None, step(false, error.to_string())),
+        Err(error) => (None, step(false, told(&with_causes(&error)))),
     }
 }
 
@@ -176,7 +178,9 @@ pub async fn remove_tree(
         _ => Ok(()),
     };
     match (tree, home) {
-        (Err(error), _) | (Ok(_), Err(error)) => (step(false, Some(error.to_string())), true),
+        (Err(error), _) | (Ok(_), Err(error)) => {
+            (step(false, Some(told(&with_causes(&error)))), true)
+        }
         (Ok(Removal::Kept { why }), Ok(())) => (step(false, Some(kept(&why))), false),
         (Ok(Removal::Removed), Ok(())) => (step(true, None), false),
     }

@@ -141,7 +141,7 @@ pub(super) fn write(path: &Path, value: &impl Serialize) -> io::Result<()> {
     write_and(path, value, |_| Ok(()))
 }
 
-/// As [`write`], and a reader after a loss of power sees all of it or nothing as well.
+/// As [`write()`], and a reader after a loss of power sees all of it or nothing as well.
 pub(super) fn write_durable(path: &Path, value: &impl Serialize) -> io::Result<()> {
     write_and(path, value, File::sync_data)
 }

@@ -13,15 +13,18 @@ use rustix::process::{PidfdFlags, Resource, getrlimit, pidfd_open, setrlimit};
 use tracing::warn;
 
 use super::{ProcessSandbox, ProcessSandboxConfig};
-use crate::sandbox::{
-    EgressRules, ExitRecord, ExitStatus, LaunchSpec, Network, ResourceLimits, Sandbox,
-    SandboxError, Scope,
-    adoption::REMAINS_TIME_LIMIT,
-    containment::{self, Engine, EngineKind},
-    files::{self, Plan},
-    identity,
-    launcher::{Launcher, spooled_complaint},
-    tree::Tree,
+use crate::{
+    causes::with_causes,
+    sandbox::{
+        EgressRules, ExitRecord, ExitStatus, LaunchSpec, Network, ResourceLimits, Sandbox,
+        SandboxError, Scope,
+        adoption::REMAINS_TIME_LIMIT,
+        containment::{self, Engine, EngineKind},
+        files::{self, Plan},
+        identity,
+        launcher::{Launcher, spooled_complaint},
+        tree::Tree,
+    },
 };
 
 const TRIAL_TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -160,17 +163,6 @@ impl ProcessSandbox {
             }),
         }
     }
-}
-
-fn with_causes(error: &SandboxError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }
 
 fn raise_open_files() {
