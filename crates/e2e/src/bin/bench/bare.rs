@@ -1,5 +1,5 @@
 //! What a kill is compared with: a bubblewrap sandbox with a program in it and nothing of ours around it, or as many as a
-//! kill-all has, in one cgroup, which die by one write.
+//! kill-all has, in one cgroup, which die by one write. Containers are put below such a group too.
 
 use std::{
     fs,
@@ -83,11 +83,13 @@ impl Drop for Sandboxes {
     }
 }
 
-/// A cgroup, emptied and removed when dropped.
-struct Group(PathBuf);
+/// A cgroup, emptied and removed when dropped, with what an engine of containers has made of its name elsewhere.
+#[derive(Debug)]
+pub(crate) struct Group(PathBuf);
 
 impl Group {
-    fn make() -> anyhow::Result<Option<Self>> {
+    /// `None` where there is no cgroup of version 2 to make it in.
+    pub(crate) fn make() -> anyhow::Result<Option<Self>> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("mounts")?;
         let unified = mounts.lines().find(|line| line.contains(" - cgroup2 "));
         let Some(mount) = unified.and_then(|line| line.split(' ').nth(4)) else {
@@ -97,7 +99,13 @@ impl Group {
         Ok(fs::create_dir(&path).is_ok().then_some(Self(path)))
     }
 
-    fn kill(&self) -> std::io::Result<()> {
+    /// From the root of its hierarchy.
+    pub(crate) fn name(&self) -> String {
+        let name = self.0.file_name().unwrap_or_default();
+        format!("/{}", name.to_string_lossy())
+    }
+
+    pub(crate) fn kill(&self) -> std::io::Result<()> {
         fs::write(self.0.join("cgroup.kill"), "1")
     }
 }
@@ -105,6 +113,16 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let _ = self.kill();
+        let hierarchies = fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten();
+        for hierarchy in hierarchies {
+            let _ = fs::remove_dir(hierarchy.path().join(self.name().trim_start_matches('/')));
+        }
+        if !self.0.exists() {
+            return;
+        }
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;

@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 use super::{Sleeper, nap};
+use crate::bare::Group;
 
 /// Tells the containers of a run from all others.
 const LABEL: &str = "dev.mosaic.bench";
@@ -58,6 +59,7 @@ pub(super) fn nothing() -> anyhow::Result<Duration> {
 pub(super) struct Plain {
     image: String,
     label: String,
+    parent: Option<String>,
 }
 
 impl Plain {
@@ -65,21 +67,23 @@ impl Plain {
         Self {
             image: image.to_owned(),
             label: format!("{LABEL}={run}"),
+            parent: None,
         }
     }
 
-    fn run<'a>(&'a self, mode: &'a str, script: &'a str) -> [&'a str; 9] {
-        [
-            "run",
-            mode,
-            "--network=none",
-            "--label",
-            &self.label,
-            &self.image,
-            "sh",
-            "-c",
-            script,
-        ]
+    /// The same below a group.
+    pub(super) fn below(mut self, group: &Group) -> Self {
+        self.parent = Some(group.name());
+        self
+    }
+
+    fn run<'a>(&'a self, mode: &'a str, script: &'a str) -> Vec<&'a str> {
+        let mut args = vec!["run", mode, "--network=none", "--label", &self.label];
+        if let Some(parent) = &self.parent {
+            args.extend(["--cgroup-parent", parent]);
+        }
+        args.extend([&self.image, "sh", "-c", script]);
+        args
     }
 
     /// From the start of `docker run --rm` to the first line that it writes. It has ended when this returns.
@@ -154,10 +158,22 @@ impl Drop for Plain {
 pub(super) fn kill(sleepers: &[Sleeper]) -> anyhow::Result<Duration> {
     let mut args = vec!["kill"];
     args.extend(sleepers.iter().map(|sleeper| sleeper.id.as_str()));
+    until_gone(sleepers, || docker(&args).map(drop))
+}
+
+/// Kills what is below the group by one write; from there until every program is gone.
+pub(super) fn kill_by_one_write(group: &Group, sleepers: &[Sleeper]) -> anyhow::Result<Duration> {
+    until_gone(sleepers, || Ok(group.kill()?))
+}
+
+fn until_gone(
+    sleepers: &[Sleeper],
+    kill: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Duration> {
     let start = Instant::now();
-    docker(&args)?;
+    kill()?;
     while sleepers.iter().any(Sleeper::is_alive) {
-        ensure!(start.elapsed() < DEATH_LIMIT, "alive after a `docker kill`");
+        ensure!(start.elapsed() < DEATH_LIMIT, "alive after a kill");
         thread::yield_now();
     }
     Ok(start.elapsed())

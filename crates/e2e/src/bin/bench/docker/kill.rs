@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     Bench,
+    bare::Group,
     report::{Aim, Report, verdict},
     stats::{median, millis, percentile, spread},
 };
@@ -85,6 +86,7 @@ pub(crate) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
     let (mut up, mut down, mut frozen) = <(Pair, Pair, Pair)>::default();
     let (mut p50, mut p99) = <(Pair, Pair)>::default();
     let (mut own, mut frozen_own) = <(Vec<_>, Vec<_>)>::default();
+    let mut bare = Pair::default();
     for round in 0..bench.rounds(3) {
         let (ours, plain) = if ours_first(round) {
             let ours = all_of_ours(&fleet, all, false).await?;
@@ -99,6 +101,9 @@ pub(crate) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
         let ours = all_of_ours(&fleet, all, true).await?;
         frozen.note(ours.down, plain.down);
         frozen_own.push(millis(ours.own));
+        if let Some(by_one_write) = all_bare(&image, fleet.run(), all).await? {
+            bare.note(by_one_write, plain.down);
+        }
         let (ours, plain) = single_kills(&fleet, &docker, single).await?;
         p50.note(percentile(&ours, 50), percentile(&plain, 50));
         p99.note(percentile(&ours, 99), percentile(&plain, 99));
@@ -119,6 +124,10 @@ pub(crate) async fn measure(bench: &Bench, report: &mut Report) -> anyhow::Resul
         format!("all {all}, our engine stopped by SIGSTOP"),
         &[0.025],
     ));
+    if !bare.ours.is_empty() {
+        let name = format!("{all} of `docker run`, by one write, with nothing of ours");
+        report.row(&bare.cells(name, &[]));
+    }
     report.line(format!(
         "\nOf the kill-all the orchestrator's own: {}; with its engine stopped: {}.",
         spread(&own, " ms"),
@@ -181,6 +190,20 @@ async fn all_of_theirs(docker: &Plain, count: usize) -> anyhow::Result<Times> {
         down,
         own: Duration::ZERO,
     })
+}
+
+/// Containers that the command made, one process each, which die by one write to the group that they are below: what
+/// this machine and its engine take at the least. `None` where there is no such group.
+async fn all_bare(image: &str, run: &str, count: usize) -> anyhow::Result<Option<Duration>> {
+    let Some(group) = Group::make()? else {
+        return Ok(None);
+    };
+    let docker = Plain::new(image, &format!("{run}-bare")).below(&group);
+    let (mut sleepers, _) = docker.sleepers(count, AT_ONCE)?;
+    find_all(&mut sleepers).await?;
+    let down = cli::kill_by_one_write(&group, &sleepers)?;
+    docker.clear()?;
+    Ok(Some(down))
 }
 
 /// Kills of one, by turns: ours, theirs.
