@@ -2,6 +2,7 @@
 //! objects it may borrow.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -79,6 +80,30 @@ impl AgentDirs {
         self.notes().join("checked-out.index")
     }
 
+    fn given_tags(&self) -> PathBuf {
+        self.notes().join("tags")
+    }
+
+    /// What the tags pointed to that the agent was given: the remote's, wherever it has moved them since. Where that was
+    /// not noted, none.
+    pub(super) fn read_given_tags(&self) -> BTreeSet<Oid> {
+        let noted = fs::read_to_string(self.given_tags()).unwrap_or_default();
+        let ids = noted.lines().map(Oid::from_str);
+        ids.filter_map(Result::ok).collect()
+    }
+
+    fn write_given_tags(&self, refs: &[(Vec<u8>, Oid)]) -> Result<(), WorktreeError> {
+        let path = self.given_tags();
+        let tags = refs
+            .iter()
+            .filter(|(name, _)| name.starts_with(b"refs/tags/"));
+        let noted: String = tags.map(|(_, target)| format!("{target}\n")).collect();
+        if noted.is_empty() && !path.exists() {
+            return Ok(());
+        }
+        fs::write(&path, noted).map_err(WorktreeError::io("noting the tags of the remote", &path))
+    }
+
     pub(super) fn harvest(&self) -> PathBuf {
         self.notes().join("harvest")
     }
@@ -126,6 +151,7 @@ pub(super) fn build(dirs: &AgentDirs, plan: &Plan<'_>) -> Result<(), WorktreeErr
     let temporary = dirs.being_prepared();
     removal::remove_tree(&temporary)?;
     let checked_out = dirs.checked_out();
+    dirs.write_given_tags(plan.refs)?;
     let built = build_at(&temporary, plan).and_then(|()| {
         fs::copy(temporary.join(".git/index"), &checked_out)
             .map(drop)

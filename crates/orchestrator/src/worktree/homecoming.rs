@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) head: Oid,
     /// The working tree.
     pub(super) tree: Oid,
+    /// What the remote's tags pointed to when it began.
+    pub(super) given_tags: BTreeSet<Oid>,
     pub(super) missed: Vec<NotBroughtHome>,
 }
 
@@ -107,6 +109,7 @@ pub(super) fn examine(
         base,
         head,
         tree,
+        given_tags: dirs.read_given_tags(),
         missed,
     })
 }
@@ -170,7 +173,8 @@ pub(super) fn land(
     let newest = uncommitted.unwrap_or(state.head);
     let mut commits: BTreeSet<Oid> = tips.values().copied().collect();
     commits.extend([newest, state.head]);
-    let of_remote = remote_tags(mirror)?;
+    let mut of_remote = remote_tags(mirror)?;
+    of_remote.extend(&state.given_tags);
     let tags = state.gathered.tags.iter();
     let tags: Vec<(&String, &Oid)> = tags.filter(|(_, tag)| !of_remote.contains(tag)).collect();
     let wanted = Wanted {

@@ -175,12 +175,12 @@ fn measure_news(
 ) -> Result<(), WorktreeError> {
     let failed = || WorktreeError::git("looking at what is to be fetched");
     let present = mirror.odb().map_err(failed())?;
-    let (known, new): (Vec<Oid>, Vec<Oid>) = tips.iter().partition(|tip| present.exists(**tip));
+    let new = tips.iter().filter(|tip| !present.exists(**tip));
     let mut walk = source.revwalk().map_err(failed())?;
     let mut trees = Trees::of_any_size();
     let mut any = false;
     for tip in new {
-        let object = source.find_object(tip, None).map_err(failed())?;
+        let object = source.find_object(*tip, None).map_err(failed())?;
         // A tag may be of anything.
         let object = match object.as_tag() {
             Some(tag) => tag.peel().map_err(failed())?,
@@ -198,9 +198,11 @@ fn measure_news(
     if !any {
         return Ok(());
     }
-    for tip in known {
-        if source.find_commit(tip).is_ok() {
-            walk.hide(tip).map_err(failed())?;
+    // What came before was looked at then, wherever its branch is by now.
+    for (_, tip) in remote_refs(mirror)? {
+        let known = source.find_object(tip, None);
+        if let Ok(commit) = known.and_then(|known| known.peel_to_commit()) {
+            walk.hide(commit.id()).map_err(failed())?;
         }
     }
     for commit in walk {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use git2::{ErrorCode, ObjectType, Oid, Repository};
+use git2::{ErrorCode, ObjectType, OdbLookupFlags, Oid, Repository};
 
 use super::{Limits, error::WorktreeError};
 
@@ -105,6 +105,11 @@ impl Trees {
         }
         if open.len() >= MAX_LEVELS {
             return Err(too_deep());
+        }
+        // Without looking at all packs anew for each that is not there: a tree may name millions.
+        let objects = repository.odb().map_err(failed())?;
+        if !objects.exists_ext(id, OdbLookupFlags::NO_REFRESH) {
+            return Ok(());
         }
         let tree = match repository.find_tree(id) {
             Ok(tree) => tree,

@@ -339,9 +339,10 @@ impl DockerSandbox {
             .sum()
     }
 
-    /// As [`Self::discard`]; a stop waits for no engine that hangs, and leaves it to the next start's sweep.
+    /// As [`Self::discard`]; a stop does not wait for an engine that hangs, but for what [`Self::drain`] does of it.
     async fn discard_unless(&self, stop: &CancellationToken, waiting: Waiting) {
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = self.discard(waiting) => {}
         }
@@ -355,8 +356,10 @@ impl DockerSandbox {
 
     /// Removes what a slot has in the engine, in the groups and on disk. What fails is the sweep's.
     async fn remove_slot(&self, slot: &str, container: &str) {
+        let removed = self.engine.remove(container).await;
+        // Held until here: who is broken off by a stop leaves it to that.
         self.lock_slots().remove(slot);
-        if let Err(error) = self.engine.remove(container).await {
+        if let Err(error) = removed {
             // Without its folder the container cannot start, or finds no shim. An engine that is away for long leaves
             // no trail of slots.
             warn!(

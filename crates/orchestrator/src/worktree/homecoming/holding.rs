@@ -117,7 +117,7 @@ pub(in super::super) fn unsecured(
         }));
     }
     let mut tagged = remote_tags(mirror)?;
-    tagged.extend(&own);
+    tagged.extend(own.iter().chain(&state.given_tags));
     let tips = state.gathered.tips.iter();
     let tags = state.gathered.tags.iter();
     let lost = tips

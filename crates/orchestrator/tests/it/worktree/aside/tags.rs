@@ -118,6 +118,28 @@ async fn a23_an_annotated_tag_that_is_nowhere_else_keeps_the_tree() {
     assert_eq!(removed(&world, agent).await, Removal::Removed);
 }
 
+/// A tag that says `nightly` is another one each day.
+#[tokio::test]
+async fn a_tag_that_the_remote_has_moved_since_is_no_work_of_the_agents() {
+    let world = World::new().await;
+    let tag = |text: &str| {
+        let who = ["-c", "user.name=S", "-c", "user.email=s@example.org"];
+        let making = ["tag", "-f", "-a", "nightly", "-m", text];
+        git(&world.source, &[who.as_slice(), &making].concat());
+    };
+    tag("of one day");
+    let (before_harvest, _) = world.prepare().await;
+    let (before_removal, _) = world.prepare().await;
+    world.harvest(before_removal).await;
+    tag("of the next day");
+    let (_, _) = world.prepare().await;
+    let result = world.harvest(before_harvest).await;
+    assert_eq!(result.refs, [format!("refs/heads/mosaic/{before_harvest}")]);
+    for agent in [before_harvest, before_removal] {
+        assert_eq!(removed(&world, agent).await, Removal::Removed);
+    }
+}
+
 #[tokio::test]
 async fn a23_tags_that_cannot_come_home_keep_the_tree() {
     let world = World::new().await;

@@ -10,7 +10,7 @@ use std::{
 use mosaic_orchestrator::worktree::{BundleOf, Removal, RemovalMode, WorktreeError};
 use mosaic_types::AgentId;
 
-use super::super::support::{World, git, try_harvest};
+use super::super::support::{World, commit_all, git, try_harvest, write};
 
 const DEEP: &str = "directories within each other";
 const MANY: &str = "files of a commit";
@@ -198,6 +198,7 @@ async fn a_folder_with_trees_within_each_other_without_end_is_not_fetched_from()
         (["branch", "over", &over], ["branch", "-D", "over"]),
         (["tag", "deep", &tree], ["tag", "-d", "deep"]),
     ] {
+        git(&world.source, &["repack", "-q", "-d", "-k"]);
         git(&world.source, &made);
         let error = world
             .try_prepare(&AgentId::generate(), "main")
@@ -206,6 +207,23 @@ async fn a_folder_with_trees_within_each_other_without_end_is_not_fetched_from()
         assert!(error.to_string().contains(DEEP), "{error}");
         git(&world.source, &unmade);
     }
+    let agent = AgentId::generate();
+    world.try_prepare(&agent, "main").await.unwrap();
+    // What is there already is not gone through again, though no branch of the remote is where it was.
+    git(&world.source, &["reset", "-q", "--hard", &over]);
+    // By hand: git itself warns of such paths.
+    let copied = Command::new("cp")
+        .arg("-rn")
+        .arg(world.source.join(".git/objects/."))
+        .arg(world.mirror().join("objects"))
+        .status();
+    assert!(copied.unwrap().success());
+    git(
+        &world.mirror(),
+        &["update-ref", "refs/remotes/origin/main", &over],
+    );
+    write(&world.source, "more", "more\n");
+    commit_all(&world.source, "more");
     let agent = AgentId::generate();
     world.try_prepare(&agent, "main").await.unwrap();
 }
