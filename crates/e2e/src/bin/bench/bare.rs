@@ -61,14 +61,7 @@ fn kill(count: usize, settle: Duration) -> anyhow::Result<Option<Duration>> {
         thread::sleep(Duration::from_millis(10));
     }
     thread::sleep(settle);
-    let start = Instant::now();
-    group.kill()?;
-    let events = group.0.join("cgroup.events");
-    while !fs::read_to_string(&events)?.contains("populated 0") {
-        ensure!(start.elapsed() < DIE_WITHIN, "bare sandboxes do not die");
-        thread::sleep(Duration::from_micros(200));
-    }
-    Ok(Some(start.elapsed()))
+    group.empty().map(Some)
 }
 
 /// Reaped when dropped, by when they are dead.
@@ -105,7 +98,19 @@ impl Group {
         format!("/{}", name.to_string_lossy())
     }
 
-    pub(crate) fn kill(&self) -> std::io::Result<()> {
+    /// From the write that kills to the death of the last that is in it or below, as its own `populated` says.
+    pub(crate) fn empty(&self) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        self.kill()?;
+        let events = self.0.join("cgroup.events");
+        while !fs::read_to_string(&events)?.contains("populated 0") {
+            ensure!(start.elapsed() < DIE_WITHIN, "bare sandboxes do not die");
+            thread::sleep(Duration::from_micros(200));
+        }
+        Ok(start.elapsed())
+    }
+
+    fn kill(&self) -> std::io::Result<()> {
         fs::write(self.0.join("cgroup.kill"), "1")
     }
 }

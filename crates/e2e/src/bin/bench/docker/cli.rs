@@ -158,22 +158,10 @@ impl Drop for Plain {
 pub(super) fn kill(sleepers: &[Sleeper]) -> anyhow::Result<Duration> {
     let mut args = vec!["kill"];
     args.extend(sleepers.iter().map(|sleeper| sleeper.id.as_str()));
-    until_gone(sleepers, || docker(&args).map(drop))
-}
-
-/// Kills what is below the group by one write; from there until every program is gone.
-pub(super) fn kill_by_one_write(group: &Group, sleepers: &[Sleeper]) -> anyhow::Result<Duration> {
-    until_gone(sleepers, || Ok(group.kill()?))
-}
-
-fn until_gone(
-    sleepers: &[Sleeper],
-    kill: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<Duration> {
     let start = Instant::now();
-    kill()?;
+    docker(&args)?;
     while sleepers.iter().any(Sleeper::is_alive) {
-        ensure!(start.elapsed() < DEATH_LIMIT, "alive after a kill");
+        ensure!(start.elapsed() < DEATH_LIMIT, "alive after a `docker kill`");
         thread::yield_now();
     }
     Ok(start.elapsed())

@@ -201,7 +201,7 @@ async fn all_bare(image: &str, run: &str, count: usize) -> anyhow::Result<Option
     let docker = Plain::new(image, &format!("{run}-bare")).below(&group);
     let (mut sleepers, _) = docker.sleepers(count, AT_ONCE)?;
     find_all(&mut sleepers).await?;
-    let down = cli::kill_by_one_write(&group, &sleepers)?;
+    let down = group.empty()?;
     docker.clear()?;
     Ok(Some(down))
 }
