@@ -140,15 +140,27 @@ impl Storm {
     fn kills_are_on_record(&self) {
         let mut recorded = BTreeMap::new();
         let mut audited = BTreeSet::new();
+        let mut words = String::new();
         for spoke in &self.spokes {
             recorded.extend(records(spoke));
             audited.extend(audited_as_killed(spoke));
+            words += &fs::read_to_string(spoke.data_dir.join("kills.jsonl")).unwrap_or_default();
         }
         for (agent, known) in self.ledger.agents() {
             let state = recorded.get(&agent).map(|recorded| recorded.state.as_str());
             if known.accepted && state.is_none() {
                 self.ledger
                     .violated(format!("{agent} was accepted and is on no record"));
+            }
+            if known.killed && !known.accepted && state.is_none() {
+                // Killed while its record was being tried, which came to nothing: word of it is all that keeps it from
+                // coming back.
+                if !words.contains(&agent.to_string()) {
+                    self.ledger.violated(format!(
+                        "{agent} was answered as killed, and no word is left"
+                    ));
+                }
+                continue;
             }
             if known.killed && state != Some("killed") {
                 self.ledger
