@@ -105,7 +105,7 @@ pub(crate) fn error(error: &CliError) {
     note(format!(
         "{} {}",
         styled(BAD, "error:"),
-        clean(&mosaic_hub::app::report(error))
+        clean(&mosaic_node::with_causes(error))
     ));
     if let CliError::Refused(problem) = error {
         let field = problem

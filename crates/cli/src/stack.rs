@@ -386,7 +386,7 @@ impl Stack {
             }
         }
         if let Err(error) = self.hub.wait().await {
-            let why = mosaic_hub::app::report(&error);
+            let why = mosaic_node::with_causes(&error);
             first.get_or_insert(CliError::Stop {
                 name: "the hub".to_owned(),
                 why,

@@ -180,16 +180,3 @@ pub fn shutdown_on_signals() -> io::Result<CancellationToken> {
     });
     Ok(shutdown)
 }
-
-/// An error and all its sources, on one line.
-#[must_use]
-pub fn report(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

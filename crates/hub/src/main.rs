@@ -13,7 +13,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("mosaic-hub: {}", app::report(error.as_ref()));
+            eprintln!("mosaic-hub: {}", mosaic_node::with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@
 //! - Everything that a client can make this node hold or wait for has a bound.
 
 pub mod audit_log;
+mod causes;
 pub mod connections;
 pub mod endpoint;
 pub mod http;
@@ -25,6 +26,7 @@ mod routes;
 mod runtime;
 
 pub use audit_log::AuditLog;
+pub use causes::with_causes;
 pub use connections::Connections;
 pub use endpoint::{CommandHandler, federation_routes};
 pub use http::{

@@ -6,6 +6,7 @@ use std::{
 };
 
 use clap::Args;
+use mosaic_node::with_causes;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
@@ -146,10 +147,7 @@ pub fn kill_all(args: KillAll, config: Option<PathBuf>) -> ExitCode {
 }
 
 fn complain(what: &str, error: &dyn std::error::Error) {
-    match error.source() {
-        Some(source) => eprintln!("mosaic-orchestrator: {what}: {error}: {source}"),
-        None => eprintln!("mosaic-orchestrator: {what}: {error}"),
-    }
+    eprintln!("mosaic-orchestrator: {what}: {}", with_causes(error));
 }
 
 async fn serve(path: &Path) -> Result<(), RunError> {

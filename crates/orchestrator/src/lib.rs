@@ -13,7 +13,6 @@ pub mod api;
 pub mod app;
 mod aside;
 pub mod budget;
-mod causes;
 pub mod cli;
 pub mod commands;
 pub mod config;

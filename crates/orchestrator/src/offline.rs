@@ -17,6 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mosaic_node::with_causes;
 use mosaic_types::{
     AgentId, Timestamp,
     agent::{DeathProof, EndReason},
@@ -101,7 +102,7 @@ fn order() -> KillOrder {
 
 fn set_hold(data_dir: PathBuf) -> Result<(), String> {
     let held = Hold::open(&data_dir).and_then(|hold| hold.make_durable(HoldScope::Everything));
-    held.map_err(|error| said(&error))
+    held.map_err(|error| with_causes(&error))
 }
 
 /// What the disk is asked to do, in a thread that may hang with it.
@@ -197,7 +198,7 @@ fn leave(data_dir: &Path, words: Words, run_dirs: Vec<(AgentId, PathBuf)>) -> Pe
         }
         Err(format!(
             "{}; agents that have no word of their own: {unheard}; agents that wait may start",
-            said(&error)
+            with_causes(&error)
         ))
     })
 }
@@ -232,16 +233,9 @@ fn tell(data_dir: &Path, order: &KillOrder, report: &Report) -> Result<(), Strin
         ..Words::default()
     };
     let write = move |data_dir: PathBuf| {
-        kill_journal::leave(&data_dir, words).map_err(|error| said(&error))
+        kill_journal::leave(&data_dir, words).map_err(|error| with_causes(&error))
     };
     in_time(data_dir, DISK_AT_LAST, write).at_last()
-}
-
-fn said(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", said(source)),
-        None => error.to_string(),
-    }
 }
 
 /// A proof in the words of the wire.

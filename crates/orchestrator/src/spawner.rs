@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mosaic_node::with_causes;
 use mosaic_store::AgentRecord;
 use mosaic_types::{
     agent::{DeathProof, ProofMethod, Usage},
@@ -23,7 +24,6 @@ use tracing::{info, warn};
 
 use crate::{
     aside::aside,
-    causes::with_causes,
     crash_points::crash_point,
     killswitch,
     layout::AgentLayout,

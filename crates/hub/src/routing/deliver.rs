@@ -86,7 +86,7 @@ impl Routing {
             let id = intent.intent_id;
             let saved = self.node().store().save_kill_intent(intent).await;
             if let Err(error) = &saved {
-                tracing::error!(%id, error = %crate::app::report(error), "a kept kill is not on disk yet");
+                tracing::error!(%id, error = %mosaic_node::with_causes(error), "a kept kill is not on disk yet");
                 all_written = false;
             }
             intents.written(id, saved.is_ok());

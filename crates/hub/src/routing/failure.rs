@@ -47,7 +47,7 @@ impl From<PeerError> for Failure {
         // Of what was not sent, as well, it is certain that it was not executed.
         let signed = matches!(error, PeerError::Refused(_) | PeerError::Busy);
         if !signed {
-            tracing::info!(error = %crate::app::report(&error), "no answer from a peer");
+            tracing::info!(error = %mosaic_node::with_causes(&error), "no answer from a peer");
         }
         Self {
             refusal: error.refusal(),

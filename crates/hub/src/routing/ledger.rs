@@ -91,7 +91,7 @@ async fn write(node: Node, mut records: mpsc::Receiver<Record>, shutdown: Cancel
         match record {
             Some(Record::Command(command)) => {
                 if let Err(error) = node.store().save_command(*command).await {
-                    tracing::warn!(error = %crate::app::report(&error), "a command's outcome is not recorded");
+                    tracing::warn!(error = %mosaic_node::with_causes(&error), "a command's outcome is not recorded");
                 }
             }
             Some(Record::Seen { status, at }) => {
@@ -117,7 +117,7 @@ async fn bury(node: &Node, death: Death, at: Timestamp) {
     let remote = match node.store().remote_agent(agent).await {
         Ok(remote) => remote,
         Err(error) => {
-            tracing::warn!(error = %crate::app::report(&error), %agent, "a death is not recorded");
+            tracing::warn!(error = %mosaic_node::with_causes(&error), %agent, "a death is not recorded");
             return;
         }
     };
@@ -150,6 +150,6 @@ async fn observe(node: &Node, agent: AgentId, status: &AgentStatus, at: Timestam
         .await;
     if let Err(error) = observed {
         // An agent of a peer's making that this hub never spawned is not on record, and need not be.
-        tracing::debug!(error = %crate::app::report(&error), %agent, "a status is not recorded");
+        tracing::debug!(error = %mosaic_node::with_causes(&error), %agent, "a status is not recorded");
     }
 }

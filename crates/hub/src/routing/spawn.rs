@@ -266,7 +266,7 @@ impl Routing {
             .observe_remote_agent(status.agent_id, json, true, at)
             .await
         {
-            tracing::warn!(error = %crate::app::report(&error), "a refused spawn is not noted");
+            tracing::warn!(error = %mosaic_node::with_causes(&error), "a refused spawn is not noted");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Brings an agent's work home after its end, and removes its tree once nothing in it would be lost.
 
+use mosaic_node::with_causes;
 use mosaic_store::AgentRecord;
 use mosaic_types::{
     Timestamp,
@@ -8,7 +9,6 @@ use mosaic_types::{
 };
 
 use crate::{
-    causes::with_causes,
     layout::AgentLayout,
     surroundings::Surroundings,
     worktree::{

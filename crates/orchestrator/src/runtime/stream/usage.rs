@@ -14,17 +14,18 @@ use crate::runtime::{Price, progress::Tokens};
 const RECENT_MESSAGES: usize = 256;
 const MAX_ID_BYTES: usize = 128;
 
-/// A `usage` object as the Messages API gives it.
+/// A `usage` object as the Messages API gives it, or one model's part of `modelUsage`, which Claude Code spells its own
+/// way.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct UsageJson<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, alias = "inputTokens")]
     input_tokens: Raw<'a>,
-    #[serde(borrow)]
+    #[serde(borrow, alias = "outputTokens")]
     output_tokens: Raw<'a>,
-    #[serde(borrow)]
+    #[serde(borrow, alias = "cacheReadInputTokens")]
     cache_read_input_tokens: Raw<'a>,
-    #[serde(borrow)]
+    #[serde(borrow, alias = "cacheCreationInputTokens")]
     cache_creation_input_tokens: Raw<'a>,
 }
 
@@ -39,32 +40,13 @@ impl UsageJson<'_> {
     }
 }
 
-/// One model's part of `modelUsage` in a result: of the whole run so far, sub-agents included, which `usage` there
-/// leaves out.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct ModelUsageJson<'a> {
-    #[serde(borrow)]
-    input_tokens: Raw<'a>,
-    #[serde(borrow)]
-    output_tokens: Raw<'a>,
-    #[serde(borrow)]
-    cache_read_input_tokens: Raw<'a>,
-    #[serde(borrow)]
-    cache_creation_input_tokens: Raw<'a>,
-}
-
-/// What all models together have used in the whole run, if a result tells it.
+/// What all models together have used in the whole run, if a result tells it by `modelUsage`: sub-agents included,
+/// which `usage` there leaves out.
 pub(super) fn of_all_models(model_usage: Raw<'_>) -> Option<Tokens> {
     json::values(model_usage)
         .into_iter()
-        .filter_map(|of_model| json::object::<ModelUsageJson<'_>>(Some(of_model)))
-        .map(|of_model| Tokens {
-            input: json::count(of_model.input_tokens).unwrap_or(0),
-            output: json::count(of_model.output_tokens).unwrap_or(0),
-            cache_read: json::count(of_model.cache_read_input_tokens).unwrap_or(0),
-            cache_creation: json::count(of_model.cache_creation_input_tokens).unwrap_or(0),
-        })
+        .filter_map(|of_model| json::object::<UsageJson<'_>>(Some(of_model)))
+        .map(|of_model| of_model.tokens())
         .reduce(Tokens::plus)
 }
 

@@ -8,23 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mosaic_node::with_causes;
 use mosaic_types::AgentId;
 use rustix::process::{PidfdFlags, Resource, getrlimit, pidfd_open, setrlimit};
 use tracing::warn;
 
 use super::{ProcessSandbox, ProcessSandboxConfig};
-use crate::{
-    causes::with_causes,
-    sandbox::{
-        EgressRules, ExitRecord, ExitStatus, LaunchSpec, Network, ResourceLimits, Sandbox,
-        SandboxError, Scope,
-        adoption::REMAINS_TIME_LIMIT,
-        containment::{self, Engine, EngineKind},
-        files::{self, Plan},
-        identity,
-        launcher::{Launcher, spooled_complaint},
-        tree::Tree,
-    },
+use crate::sandbox::{
+    EgressRules, ExitRecord, ExitStatus, LaunchSpec, Network, ResourceLimits, Sandbox,
+    SandboxError, Scope,
+    adoption::REMAINS_TIME_LIMIT,
+    containment::{self, Engine, EngineKind},
+    files::{self, Plan},
+    identity,
+    launcher::{Launcher, spooled_complaint},
+    tree::Tree,
 };
 
 const TRIAL_TIME_LIMIT: Duration = Duration::from_secs(10);
