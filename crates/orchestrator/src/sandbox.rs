@@ -145,7 +145,7 @@ pub trait Sandbox: Send + Sync + fmt::Debug {
 
     /// Says that a launch for this pool ([`LaunchSpec::warm`]) is some milliseconds away, so that what it would wait for
     /// in the kernel may begin. Changes nothing, starts nothing, and may be said in vain.
-    fn expect(&self, _warm: &str) {}
+    fn announce(&self, _warm: &str) {}
 
     /// Gives the agent what it is to own and to read. May take as long as its tree is large.
     ///

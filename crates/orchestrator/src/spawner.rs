@@ -260,7 +260,7 @@ async fn prepare(
     let tree = around
         .worktrees
         .prepare(&record.agent_id, &repository, &branch, || {
-            sandbox.expect(&runtime);
+            sandbox.announce(&runtime);
         })
         .await?;
     crash_point("spawn.tree-ready");

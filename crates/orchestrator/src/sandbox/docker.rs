@@ -271,8 +271,8 @@ impl Sandbox for DockerSandbox {
         &self.launcher.tree
     }
 
-    fn expect(&self, warm: &str) {
-        self.expect_launch(warm);
+    fn announce(&self, warm: &str) {
+        self.announce_launch(warm);
     }
 
     async fn hand_over(&self, spec: &LaunchSpec) -> Result<(), SandboxError> {

@@ -131,10 +131,10 @@ impl DockerSandbox {
     }
 
     /// Tells the next container that its agent is on the way.
-    pub(super) fn expect_launch(&self, warm: &str) {
+    pub(super) fn announce_launch(&self, warm: &str) {
         for pool in self.pools.iter().filter(|pool| pool.settings.name == warm) {
             if let Some(next) = pool.lock().front_mut() {
-                next.expect();
+                next.announce();
             }
         }
     }

@@ -39,7 +39,7 @@ pub(in crate::sandbox) const WARM: &str = "warm";
 ///
 /// Whoever moves a process into a group waits for a grace period of RCU, 11 ms and more, unless another was moved just
 /// before. The shim moves itself to where it is: that changes nothing, and is over when it has to move in earnest.
-pub(in crate::sandbox) const EXPECT: &[u8] = b"expect\n";
+pub(in crate::sandbox) const COMING: &[u8] = b"coming\n";
 
 /// What a warm shim is told first, on one line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ pub(super) fn wait(control: &mut Control) -> io::Result<Option<(Plan, Link)>> {
     writeln!(io::stdout(), "{WARM}")?;
     loop {
         if let Some(line) = control.take_line() {
-            if line == EXPECT {
+            if line == COMING {
                 if let Some(group) = &order.cgroup {
                     // In vain, the move in earnest takes its time.
                     let _ = cgroup::join(group.path());

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mosaic_e2e::engine::private::{IMAGE, PrivateEngine};
+use mosaic_e2e::{
+    api::eventually,
+    engine::private::{IMAGE, PrivateEngine},
+};
 use mosaic_orchestrator::{app::Config, sandbox::DockerSettings};
 use mosaic_types::{AgentId, agent::AgentStatus, command::SandboxKind};
 use serde_json::Value;
@@ -106,6 +109,14 @@ impl Troubled {
         );
         let spoke = Spoke::start_process_with(&settings).await;
         Some(Self { engine, spoke })
+    }
+
+    /// Waits until so many containers wait for agents of `shell`.
+    pub(crate) async fn filled(&self, size: usize) {
+        eventually("containers that wait", async || {
+            (self.spoke.running().waiting_containers("shell") >= size).then_some(())
+        })
+        .await;
     }
 
     /// Starts an agent and waits until it has said so.

@@ -165,18 +165,11 @@ async fn an_engine_that_was_away_leaves_no_trail_of_waiting_containers() {
         return;
     };
     let mut troubled = Troubled::on(engine, 5, |settings| settings.warm = pool(2)).await;
-    let filled = async |troubled: &Troubled| {
-        while troubled.spoke.running().waiting_containers("shell") < 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
     let slots = |troubled: &Troubled| {
         let folders = fs::read_dir(troubled.spoke.data_dir().join("warm"));
         folders.into_iter().flatten().count()
     };
-    tokio::time::timeout(PATIENCE, filled(&troubled))
-        .await
-        .unwrap();
+    troubled.filled(2).await;
     troubled.engine.crash();
     let path = "/agents/kill-all";
     troubled.spoke.call(Method::POST, path, None).await;
@@ -189,9 +182,7 @@ async fn an_engine_that_was_away_leaves_no_trail_of_waiting_containers() {
         .await
         .expect("the engine is not waited for");
     troubled.engine.restart().await;
-    tokio::time::timeout(PATIENCE, filled(&troubled))
-        .await
-        .unwrap();
+    troubled.filled(2).await;
     let settled = async {
         while troubled.engine.containers().len() > 2 {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -216,12 +207,7 @@ async fn a29_a_stop_waits_for_no_engine_that_is_to_remove_what_waited() {
         settings.warm = pool(2);
     })
     .await;
-    let filled = async {
-        while troubled.spoke.running().waiting_containers("shell") < 2 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, filled).await.unwrap();
+    troubled.filled(2).await;
     meddler.meddle("DELETE", "/containers/", usize::MAX, Meddling::Held);
     let path = "/agents/kill-all";
     let held = Some(json!({"hold": true}));

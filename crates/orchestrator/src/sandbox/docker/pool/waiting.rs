@@ -49,13 +49,13 @@ impl Waiting {
     }
 
     /// Tells its shim that its agent is on the way. What cannot be said at once is not said.
-    pub(super) fn expect(&mut self) {
+    pub(super) fn announce(&mut self) {
         let Some(stdin) = self.shim.as_mut().and_then(|shim| shim.stdin.as_mut()) else {
             return;
         };
         // A pipe that says so takes a short line whole.
         if is_writable(stdin) {
-            let _ = stdin.write_all(warm::EXPECT);
+            let _ = stdin.write_all(warm::COMING);
         }
     }
 
