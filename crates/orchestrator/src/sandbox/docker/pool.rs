@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{DockerSandbox, LINK, container::socket_name, make_link_dir};
+use super::{DockerSandbox, LINK, container::socket_name, engine::Image, make_link_dir};
 use crate::{
     crash_points::crash_point,
     sandbox::{
@@ -169,9 +169,10 @@ impl DockerSandbox {
             let image = tokio::select! {
                 () = stop.cancelled() => return,
                 // An engine that does not say it now says it at the next look.
-                image = self.engine.image(&self.settings.image) => image.ok(),
+                image = self.engine.image(&self.settings.image) => image,
             };
-            for useless in pool.take_useless(image.as_ref().map(|image| image.id.as_str())) {
+            let known = image.as_ref().ok().map(|image| image.id.as_str());
+            for useless in pool.take_useless(known) {
                 self.discard_unless(stop, useless).await;
             }
             if pool.lock().len() >= pool.settings.size || !may_fill() {
@@ -179,7 +180,7 @@ impl DockerSandbox {
                 continue;
             }
             let made = tokio::select! {
-                made = self.warm_up(&pool.settings) => made,
+                made = async { self.warm_up(&pool.settings, &image?).await } => made,
                 // What the engine is at is waited for, but not for ever.
                 () = async { stop.cancelled().await; tokio::time::sleep(PAUSE).await } => return,
             };
@@ -205,12 +206,19 @@ impl DockerSandbox {
     }
 
     /// Makes one container ready.
-    async fn warm_up(&self, settings: &WarmSettings) -> Result<Waiting, SandboxError> {
+    async fn warm_up(
+        &self,
+        settings: &WarmSettings,
+        image: &Image,
+    ) -> Result<Waiting, SandboxError> {
         let slot = uuid::Uuid::now_v7().to_string();
         let dir = self.slot_dir(&slot);
         self.lock_slots().insert(slot.clone());
-        let made =
-            tokio::time::timeout(WARM_WITHIN, self.start_waiting(settings, &slot, &dir)).await;
+        let made = tokio::time::timeout(
+            WARM_WITHIN,
+            self.start_waiting(settings, image, &slot, &dir),
+        )
+        .await;
         match made {
             Ok(Ok(waiting)) => Ok(waiting),
             Ok(Err(error)) => {
@@ -227,6 +235,7 @@ impl DockerSandbox {
     async fn start_waiting(
         &self,
         settings: &WarmSettings,
+        image: &Image,
         slot: &str,
         dir: &Path,
     ) -> Result<Waiting, SandboxError> {
@@ -243,6 +252,9 @@ impl DockerSandbox {
             cgroup: group.transpose()?,
             socket: link.join(socket_name(slot)),
         };
+        // As the image, before it is made: what changes meanwhile is found at the next look.
+        let bound =
+            files_of(&settings.binds).map_err(SandboxError::io("find what is lent in", dir))?;
         let mut shim = self
             .start_warm_shim(dir, &order)
             .map_err(SandboxError::io("start a shim in", dir))?;
@@ -251,9 +263,9 @@ impl DockerSandbox {
         let mut waiting = Waiting {
             slot: slot.to_owned(),
             container: waiting_name(slot),
-            image: String::new(),
+            image: image.id.clone(),
             binds: settings.binds.clone(),
-            bound: Vec::new(),
+            bound,
             shim: Some(shim),
             voice: None,
         };
@@ -270,11 +282,6 @@ impl DockerSandbox {
                 "waiting containers need an engine with the cgroup driver `cgroupfs`".to_owned(),
             ));
         }
-        let image = self.engine.image(&self.settings.image).await?;
-        // Both before it is made: what changes meanwhile is found at the next look.
-        waiting.image = image.id;
-        waiting.bound =
-            files_of(&settings.binds).map_err(SandboxError::io("find what is lent in", dir))?;
         let description = self.describe_waiting(settings, slot, link);
         let body = description.body(cgroupfs, &image.volumes);
         waiting.container = self.engine.create(&waiting.container, body).await?;
